@@ -1,0 +1,9 @@
+//! Picks the role of this process from its name and its first argument; the only file that knows every folder.
+//! It decides nothing else.
+
+mod base;
+mod sys;
+
+fn main() {
+    base::log::init(log::LevelFilter::Info);
+}

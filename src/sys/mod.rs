@@ -1,0 +1,2 @@
+//! The only unsafe code: one kernel call per function, owned descriptors in and out.
+//! It decides nothing and keeps nothing.
