@@ -3,6 +3,7 @@
 
 mod api;
 mod base;
+mod cli;
 mod sys;
 
 fn main() {

@@ -1,0 +1,4 @@
+//! edgectl
+mod args;
+mod jsonpath;
+mod tabwriter;
