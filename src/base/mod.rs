@@ -4,4 +4,5 @@
 pub mod file;
 pub mod id;
 pub mod log;
+pub mod task;
 pub mod time;
