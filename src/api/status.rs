@@ -74,8 +74,7 @@ impl Status {
     }
 
     /// The text of a conflict over the resourceVersion; clients look for it.
-    pub const MODIFIED: &'static str =
-        "the object has been modified; please apply your changes to the latest version and try again";
+    pub const MODIFIED: &'static str = "the object has been modified; please apply your changes to the latest version and try again";
 
     /// 409 of a server-side apply: one cause `FieldManagerConflict` per field.
     pub fn apply_conflict(causes: Vec<Cause>) -> Self {
