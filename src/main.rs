@@ -3,6 +3,7 @@
 
 mod base;
 mod cli;
+mod network;
 mod sys;
 mod wire;
 

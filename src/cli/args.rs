@@ -307,7 +307,11 @@ mod tests {
 
     fn check(line: &str, global: &str, flags: &str, positionals: &str) {
         let read = read(line).unwrap_or_else(|error| panic!("{line}: {error}"));
-        assert_eq!((read.global.join(" "), read.flags.join(" "), read.positionals.join(" ")), (global.into(), flags.into(), positionals.into()), "{line}");
+        assert_eq!(
+            (read.global.join(" "), read.flags.join(" "), read.positionals.join(" ")),
+            (global.into(), flags.into(), positionals.into()),
+            "{line}"
+        );
     }
 
     #[test]

@@ -528,7 +528,10 @@ mod tests {
         check("{.users[?(@.age<=3)].name}", "myself");
         check("{.users[?(@.user.username)].name}", "e2e");
         check("{.items[?(@.status.ready==true)].metadata.name}", "127.0.0.2");
-        check("{range .items[*]}[{.metadata.name}, {.status.capacity}] {end}", "[127.0.0.1, {\"cpu\":\"4\"}] [127.0.0.2, {\"cpu\":\"8\"}] ");
+        check(
+            "{range .items[*]}[{.metadata.name}, {.status.capacity}] {end}",
+            "[127.0.0.1, {\"cpu\":\"4\"}] [127.0.0.2, {\"cpu\":\"8\"}] ",
+        );
         check("{range .items[*]}{.metadata.name}{\"\\t\"}{.status.capacity.cpu}{'\\n'}{end}", "127.0.0.1\t4\n127.0.0.2\t8\n");
         check("{range .items[*]}{range .status.addresses[*]}{.address},{end};{end}!", "127.0.0.1,;127.0.0.2,127.0.0.3,;!");
         check("{range .none[*]}x{range .y}z{end}{end}after", "after");
