@@ -1,8 +1,10 @@
 //! Picks the role of this process from its name and its first argument; the only file that knows every folder.
 //! It decides nothing else.
 
+mod api;
 mod base;
 mod cli;
+mod client;
 mod network;
 mod sys;
 mod wire;

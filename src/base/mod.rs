@@ -4,5 +4,6 @@
 pub mod file;
 pub mod id;
 pub mod log;
+pub mod spelling;
 pub mod task;
 pub mod time;
