@@ -4,8 +4,7 @@
 mod api;
 mod base;
 mod cli;
-mod client;
-mod network;
+mod master;
 mod sys;
 mod wire;
 

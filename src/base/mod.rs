@@ -4,6 +4,6 @@
 pub mod file;
 pub mod id;
 pub mod log;
-pub mod spelling;
+pub mod place;
 pub mod task;
 pub mod time;
