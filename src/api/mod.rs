@@ -1,6 +1,11 @@
 //! The nouns of Kubernetes: the schema table of every built-in kind, and what follows from it - decoding, defaulting, validation,
 //! patches, selectors, discovery documents. Pure functions over `serde_json::Value`: it never reads a file, a clock or a socket.
 
+pub mod decode;
 pub mod meta;
+pub mod protobuf;
+pub mod quantity;
 pub mod schema;
 pub mod status;
+pub mod text;
+pub mod validation;
