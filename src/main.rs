@@ -4,7 +4,9 @@
 mod api;
 mod base;
 mod cli;
+mod client;
 mod master;
+mod network;
 mod sys;
 mod wire;
 

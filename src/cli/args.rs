@@ -4,6 +4,8 @@
 use anyhow::{Result, bail};
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
+use crate::base::spelling::likely;
+
 /// The flags that every verb takes.
 #[derive(FromArgs, ArgsInfo, Debug, Default, Clone)]
 /// global flags
@@ -214,31 +216,6 @@ fn checked(flag: &FlagInfo, value: Option<String>) -> Result<Option<String>> {
     }
 }
 
-/// The one of `names` that was probably meant by `typed`: at most a third of its letters differ.
-pub fn likely<'a>(typed: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let near = names.map(|name| (distance(typed, name), name)).min_by_key(|(distance, _)| *distance)?;
-    (near.0 <= 1 + typed.chars().count() / 4).then_some(near.1)
-}
-
-/// How many letters must be put in, left out, changed or swapped with their neighbour to turn `from` into `to`.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
-    let mut rows = vec![(0..=to.len()).collect::<Vec<_>>()];
-    for i in 1..=from.len() {
-        let mut row = vec![i];
-        for j in 1..=to.len() {
-            let same = from[i - 1] == to[j - 1];
-            let mut cost = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + usize::from(!same));
-            if i > 1 && j > 1 && from[i - 1] == to[j - 2] && from[i - 2] == to[j - 1] {
-                cost = cost.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(cost);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
-}
-
 /// The help of one verb: what it does, how it is typed, its flags.
 pub fn help(usage: &str, about: &str, examples: &str, flags: &[FlagInfo]) -> String {
     let mut text = format!("{about}\n\n");
@@ -360,13 +337,5 @@ mod tests {
         assert_eq!(error("-o"), "flag needs an argument: 'o' in -o");
         assert_eq!(error("--output"), "flag needs an argument: --output");
         assert!(error("--tty=perhaps").contains("invalid argument"));
-    }
-
-    #[test]
-    fn likely_names_are_near() {
-        let verbs = || ["get", "describe", "delete", "rollout"].into_iter();
-        assert_eq!(likely("gte", verbs()), Some("get"));
-        assert_eq!(likely("descirbe", verbs()), Some("describe"));
-        assert_eq!(likely("roll", verbs()), None);
     }
 }

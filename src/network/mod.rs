@@ -1,0 +1,40 @@
+//! The pod network of one node: the bridge, a cable and an address for each pod, what leaves by which address, and the
+//! files in which a pod reads its own name and its name servers. It works in the network namespace of the thread that
+//! calls it, knows no Kubernetes object, and never touches a link or an nf_tables table that it did not make itself.
+
+mod cidr;
+pub mod files;
+mod firewall;
+mod lease;
+mod netlink;
+mod nftables;
+pub mod node;
+pub mod pod;
+
+use std::cell::RefCell;
+
+use anyhow::Result;
+
+pub use cidr::Cidr;
+pub use node::NodeConfig;
+pub use pod::{AttachConfig, Attachment, HostPort, Protocol};
+
+/// The network of this node. One value per process; every method may be repeated, and repeating changes nothing.
+pub struct Network {
+    config: NodeConfig,
+    leases: RefCell<lease::Leases>,
+}
+
+impl Network {
+    /// Reads the leases of earlier processes. Nothing in the kernel changes before `setup`.
+    pub fn open(config: NodeConfig) -> Result<Self> {
+        let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
+        Ok(Self { config, leases: RefCell::new(leases) })
+    }
+
+    /// What is attached under this pod's UID, also by an earlier process.
+    pub fn attachment(&self, pod_uid: &str) -> Option<Attachment> {
+        let leases = self.leases.borrow();
+        leases.get(pod_uid).map(|lease| Attachment::of(&self.config, pod_uid, lease.address))
+    }
+}

@@ -1,0 +1,189 @@
+//! What a rule is made of: loads into registers, comparisons, and what is done with the packet. One enum and its encoding;
+//! which of them make a rule is its caller's affair.
+
+use super::attribute::{self, Writer};
+
+/// Sixteen registers of four bytes; a concatenation lies in registers side by side (NFT_REG32_00 to NFT_REG32_15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Register(pub u8);
+
+impl Register {
+    fn number(self) -> u32 {
+        libc::NFT_REG32_00 as u32 + u32::from(self.0)
+    }
+}
+
+/// Bytes are in network order, as in the packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expression<'a> {
+    /// The layer 4 protocol's number, one byte.
+    LoadProtocol(Register),
+    /// Bytes of the IPv4 header.
+    LoadNetworkHeader {
+        offset: u32,
+        length: u32,
+        into: Register,
+    },
+    /// Bytes of the TCP, UDP or SCTP header.
+    LoadTransportHeader {
+        offset: u32,
+        length: u32,
+        into: Register,
+    },
+    /// What kind of address the destination is to this node: RTN_* of rtnetlink(7), in the machine's own order.
+    LoadDestinationKind(Register),
+    LoadConstant {
+        bytes: &'a [u8],
+        into: Register,
+    },
+    And {
+        register: Register,
+        mask: [u8; 4],
+    },
+    /// The rule goes on only if the register holds, or does not hold, these bytes.
+    Equal {
+        register: Register,
+        bytes: Vec<u8>,
+    },
+    NotEqual {
+        register: Register,
+        bytes: Vec<u8>,
+    },
+    /// The rule goes on only if the map holds the key that begins at `key`; its value then begins at `value`.
+    LookUp {
+        map: &'a str,
+        key: Register,
+        value: Register,
+    },
+    /// The connection goes to this address and port instead.
+    DestinationNat {
+        address: Register,
+        port: Register,
+    },
+    /// The connection leaves by the address of the link it leaves on, from a random port.
+    Masquerade,
+    Jump(&'a str),
+}
+
+// linux/netfilter/nf_tables.h and nf_nat.h.
+const META_DESTINATION: u16 = 1;
+const META_KEY: u16 = 2;
+const PAYLOAD_DESTINATION: u16 = 1;
+const PAYLOAD_BASE: u16 = 2;
+const PAYLOAD_OFFSET: u16 = 3;
+const PAYLOAD_BYTES: u16 = 4;
+const FIB_DESTINATION: u16 = 1;
+const FIB_RESULT: u16 = 2;
+const FIB_FLAGS: u16 = 3;
+const FIB_RESULT_ADDRTYPE: u32 = 3;
+const FIB_FLAG_DADDR: u32 = 1 << 1;
+const IMMEDIATE_DESTINATION: u16 = 1;
+const IMMEDIATE_DATA: u16 = 2;
+const BITWISE_SOURCE: u16 = 1;
+const BITWISE_DESTINATION: u16 = 2;
+const BITWISE_BYTES: u16 = 3;
+const BITWISE_MASK: u16 = 4;
+const BITWISE_XOR: u16 = 5;
+const COMPARE_SOURCE: u16 = 1;
+const COMPARE_OPERATION: u16 = 2;
+const COMPARE_DATA: u16 = 3;
+const LOOKUP_SET: u16 = 1;
+const LOOKUP_SOURCE: u16 = 2;
+const LOOKUP_DESTINATION: u16 = 3;
+const NAT_TYPE: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_ADDRESS: u16 = 3;
+const NAT_PORT: u16 = 5;
+const MASQUERADE_FLAGS: u16 = 1;
+const NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 1 << 4;
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+impl Expression<'_> {
+    pub(super) fn write(&self, at: &mut Writer) {
+        at.string(attribute::EXPRESSION_NAME, self.name());
+        at.nested(attribute::EXPRESSION_DATA, |at| self.write_data(at));
+    }
+
+    /// The kernel's module for it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::LoadProtocol(_) => "meta",
+            Self::LoadNetworkHeader { .. } | Self::LoadTransportHeader { .. } => "payload",
+            Self::LoadDestinationKind(_) => "fib",
+            Self::LoadConstant { .. } | Self::Jump(_) => "immediate",
+            Self::And { .. } => "bitwise",
+            Self::Equal { .. } | Self::NotEqual { .. } => "cmp",
+            Self::LookUp { .. } => "lookup",
+            Self::DestinationNat { .. } => "nat",
+            Self::Masquerade => "masq",
+        }
+    }
+
+    fn write_data(&self, at: &mut Writer) {
+        match self {
+            Self::LoadProtocol(into) => {
+                at.be32(META_DESTINATION, into.number());
+                at.be32(META_KEY, libc::NFT_META_L4PROTO as u32);
+            }
+            Self::LoadNetworkHeader { offset, length, into } => {
+                write_payload(at, libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, *length, *into)
+            }
+            Self::LoadTransportHeader { offset, length, into } => {
+                write_payload(at, libc::NFT_PAYLOAD_TRANSPORT_HEADER, *offset, *length, *into);
+            }
+            Self::LoadDestinationKind(into) => {
+                at.be32(FIB_DESTINATION, into.number());
+                at.be32(FIB_RESULT, FIB_RESULT_ADDRTYPE);
+                at.be32(FIB_FLAGS, FIB_FLAG_DADDR);
+            }
+            Self::LoadConstant { bytes, into } => {
+                at.be32(IMMEDIATE_DESTINATION, into.number());
+                at.nested(IMMEDIATE_DATA, |at| at.bytes(attribute::DATA_VALUE, bytes));
+            }
+            Self::And { register, mask } => {
+                at.be32(BITWISE_SOURCE, register.number());
+                at.be32(BITWISE_DESTINATION, register.number());
+                at.be32(BITWISE_BYTES, mask.len() as u32);
+                at.nested(BITWISE_MASK, |at| at.bytes(attribute::DATA_VALUE, mask));
+                at.nested(BITWISE_XOR, |at| at.bytes(attribute::DATA_VALUE, &[0; 4]));
+            }
+            Self::Equal { register, bytes } => write_comparison(at, libc::NFT_CMP_EQ, *register, bytes),
+            Self::NotEqual { register, bytes } => write_comparison(at, libc::NFT_CMP_NEQ, *register, bytes),
+            Self::LookUp { map, key, value } => {
+                at.string(LOOKUP_SET, map);
+                at.be32(LOOKUP_SOURCE, key.number());
+                at.be32(LOOKUP_DESTINATION, value.number());
+            }
+            Self::DestinationNat { address, port } => {
+                at.be32(NAT_TYPE, libc::NFT_NAT_DNAT as u32);
+                at.be32(NAT_FAMILY, u32::from(super::FAMILY));
+                at.be32(NAT_ADDRESS, address.number());
+                at.be32(NAT_PORT, port.number());
+            }
+            Self::Masquerade => at.be32(MASQUERADE_FLAGS, NAT_RANGE_PROTO_RANDOM_FULLY),
+            Self::Jump(chain) => {
+                at.be32(IMMEDIATE_DESTINATION, libc::NFT_REG_VERDICT as u32);
+                at.nested(IMMEDIATE_DATA, |at| {
+                    at.nested(attribute::DATA_VERDICT, |at| {
+                        at.be32(VERDICT_CODE, libc::NFT_JUMP as u32);
+                        at.string(VERDICT_CHAIN, chain);
+                    });
+                });
+            }
+        }
+    }
+}
+
+fn write_payload(at: &mut Writer, base: libc::c_int, offset: u32, length: u32, into: Register) {
+    at.be32(PAYLOAD_DESTINATION, into.number());
+    at.be32(PAYLOAD_BASE, base as u32);
+    at.be32(PAYLOAD_OFFSET, offset);
+    at.be32(PAYLOAD_BYTES, length);
+}
+
+fn write_comparison(at: &mut Writer, operation: libc::c_int, register: Register, bytes: &[u8]) {
+    at.be32(COMPARE_SOURCE, register.number());
+    at.be32(COMPARE_OPERATION, operation as u32);
+    at.nested(COMPARE_DATA, |at| at.bytes(attribute::DATA_VALUE, bytes));
+}

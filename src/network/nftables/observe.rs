@@ -1,0 +1,130 @@
+//! Reading back what a table holds: which rules, by their comments, and which elements. It reads no expression: a rule
+//! says by its comment what it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
+
+use super::attribute::{self, Writer};
+use super::{Element, FAMILY, SUBSYSTEM, connect, header};
+
+/// A list that changed while it was read is read again, this many times.
+const READS_MAX: usize = 10;
+
+/// A table as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Comments of the rules in their order, by chain; a rule without one has an empty comment.
+    pub rules: BTreeMap<String, Vec<String>>,
+    pub elements: BTreeSet<Element>,
+}
+
+/// What the table and its one map hold; `None` if either is missing.
+pub fn observe(table: &str, map: &str) -> io::Result<Option<Observed>> {
+    let mut observed = Observed::default();
+    let rules = dump(libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
+    for message in messages(&rules) {
+        // Kernels before 5.16 pay no heed to the table that was asked for.
+        if attribute::find(message.body, attribute::RULE_TABLE).map(attribute::text).as_deref() != Some(table) {
+            continue;
+        }
+        let chain = attribute::find(message.body, attribute::RULE_CHAIN).map(attribute::text).unwrap_or_default();
+        let comment = attribute::find(message.body, attribute::RULE_USERDATA).and_then(attribute::comment_of);
+        observed.rules.entry(chain).or_default().push(comment.unwrap_or_default());
+    }
+    let elements = dump(libc::NFT_MSG_GETSETELEM, |at| {
+        at.string(attribute::ELEMENTS_TABLE, table);
+        at.string(attribute::ELEMENTS_SET, map);
+    });
+    let elements = match elements {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        other => other?,
+    };
+    for message in messages(&elements) {
+        let list = attribute::find(message.body, attribute::ELEMENTS_LIST).unwrap_or_default();
+        for (_, element) in attribute::read(list) {
+            let part = |number| Some(attribute::find(attribute::find(element, number)?, attribute::DATA_VALUE)?.to_vec());
+            if let (Some(key), Some(value)) = (part(attribute::ELEMENT_KEY), part(attribute::ELEMENT_DATA)) {
+                observed.elements.insert(Element { key, value });
+            }
+        }
+    }
+    Ok(Some(observed))
+}
+
+/// All answers to a request for a list, in one piece.
+fn dump(message: libc::c_int, write: impl Fn(&mut Writer)) -> io::Result<Vec<u8>> {
+    let mut request = header(SUBSYSTEM << 8 | message as u16, NLM_F_REQUEST | NLM_F_DUMP, 0, FAMILY, 0).to_vec();
+    write(&mut Writer(&mut request));
+    let length = (request.len() as u32).to_ne_bytes();
+    request[..4].copy_from_slice(&length);
+    for _ in 0..READS_MAX {
+        if let Some(answers) = dump_once(&request)? {
+            return Ok(answers);
+        }
+    }
+    Err(io::Error::other("the list changes faster than it can be read"))
+}
+
+/// `None` if the list changed meanwhile.
+fn dump_once(request: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let socket = connect()?;
+    socket.send(request, 0)?;
+    let mut answers = Vec::new();
+    loop {
+        let (answer, _) = socket.recv_from_full()?;
+        for message in messages(&answer) {
+            if message.flags & NLM_F_DUMP_INTR != 0 {
+                return Ok(None);
+            }
+            match message.error()? {
+                Some(libc::EINTR) => return Ok(None),
+                Some(code) if code != 0 => return Err(io::Error::from_raw_os_error(code)),
+                _ => {}
+            }
+            if message.kind == libc::NLMSG_DONE as u16 {
+                return Ok(Some(answers));
+            }
+        }
+        answers.extend_from_slice(&answer);
+        answers.resize(answers.len().next_multiple_of(4), 0);
+    }
+}
+
+/// One message of an answer; `body` is what stands behind nfnetlink's header.
+pub(super) struct Message<'a> {
+    pub kind: u16,
+    pub flags: u16,
+    pub sequence: u32,
+    whole: &'a [u8],
+    pub body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// The error number in it, 0 for an acknowledgement; `None` if the message is neither.
+    pub fn error(&self) -> io::Result<Option<i32>> {
+        let has_code = self.kind == libc::NLMSG_ERROR as u16 || self.kind == libc::NLMSG_DONE as u16;
+        if !has_code {
+            return Ok(None);
+        }
+        let code = self.whole.get(16..20).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);
+        code.map(|code| Some(-code)).ok_or_else(|| io::Error::other("the kernel's answer is too short"))
+    }
+}
+
+/// The messages in `bytes`; ends at the first that is malformed.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+    std::iter::from_fn(move || {
+        let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
+        let whole = bytes.get(..length).filter(|whole| whole.len() >= 16)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message {
+            kind: u16::from_ne_bytes(whole[4..6].try_into().ok()?),
+            flags: u16::from_ne_bytes(whole[6..8].try_into().ok()?),
+            sequence: u32::from_ne_bytes(whole[8..12].try_into().ok()?),
+            whole,
+            body: whole.get(20..).unwrap_or_default(),
+        })
+    })
+}
