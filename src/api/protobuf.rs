@@ -336,3 +336,81 @@ fn varint(bytes: &mut &[u8]) -> Result<u64> {
     }
     bail!("number longer than ten bytes")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every built-in kind with every field set, as upstream's own round-trip tests keep them (k8s.io/api/testdata/HEAD):
+    /// lines of {pb: base64, json}.
+    const OBJECTS: &[u8] = include_bytes!("testdata/objects.jsonl.zst");
+
+    #[test]
+    fn every_kind_reads_as_upstream_writes_it_in_json() {
+        let text = zstd::decode_all(OBJECTS).unwrap();
+        let mut count = 0;
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let line: Value = serde_json::from_slice(line).unwrap();
+            let expected = &line["json"];
+            let name = format!("{} {}", expected["apiVersion"], expected["kind"]);
+            let read = decode(&STANDARD.decode(line["pb"].as_str().unwrap()).unwrap()).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            assert_same(&read, expected, &name);
+            count += 1;
+        }
+        assert_eq!(count, 107);
+    }
+
+    fn assert_same(read: &Value, expected: &Value, path: &str) {
+        match (read, expected) {
+            (Value::Object(read), Value::Object(expected)) => {
+                for key in read.keys().chain(expected.keys()) {
+                    // Go writes null for a list or a time that was never set; here it is left out.
+                    let (read, expected) = (read.get(key).unwrap_or(&Value::Null), expected.get(key).unwrap_or(&Value::Null));
+                    assert_same(read, expected, &format!("{path}.{key}"));
+                }
+            }
+            (Value::Array(read), Value::Array(expected)) => {
+                assert_eq!(read.len(), expected.len(), "{path}");
+                for (index, (read, expected)) in read.iter().zip(expected).enumerate() {
+                    assert_same(read, expected, &format!("{path}[{index}]"));
+                }
+            }
+            _ => assert_eq!(read, expected, "{path}"),
+        }
+    }
+
+    #[test]
+    fn broken_bodies_are_errors() {
+        for body in [&b""[..], b"{}", b"k8s\0\x0a", b"k8s\0\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"k8s\0\x0f", b"k8s\0\x00\x00"] {
+            assert!(decode(body).is_err(), "{body:?}");
+        }
+        let error = decode(b"k8s\0\x0a\x09\x0a\x02v1\x12\x03Foo").unwrap_err().to_string();
+        assert!(error.starts_with("no kind \"Foo\" is registered for version \"v1\""), "{error}");
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        // not: {not: {not: …}} in a CustomResourceDefinition's schema.
+        let wrap = |number: u64, inner: &[u8]| {
+            let mut out = Vec::new();
+            for mut value in [number << 3 | 2, inner.len() as u64] {
+                while value >= 0x80 {
+                    out.push(value as u8 | 0x80);
+                    value >>= 7;
+                }
+                out.push(value as u8);
+            }
+            out.extend_from_slice(inner);
+            out
+        };
+        let mut schema = Vec::new();
+        for _ in 0..10_000 {
+            schema = wrap(28, &schema);
+        }
+        let definition = wrap(2, &wrap(7, &wrap(4, &wrap(1, &schema))));
+        let type_meta = [wrap(1, b"apiextensions.k8s.io/v1"), wrap(2, b"CustomResourceDefinition")].concat();
+        let body = [MAGIC, &wrap(1, &type_meta), &wrap(2, &definition)].concat();
+        let error = format!("{:#}", decode(&body).unwrap_err());
+        assert!(error.ends_with("more than 100 messages within each other"), "{}", &error[error.len() - 80..]);
+    }
+}
