@@ -8,15 +8,20 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result};
 
 use super::lease::Lease;
-use super::nftables::{self, Element, Expression, Hook, Map, Observed, Register, Transaction};
+use super::nftables::{self, Element, Expression, Hook, Observed, Register, Set, Transaction};
 use super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR};
 use super::{Cidr, NodeConfig};
 
 const TABLE: &str = "edgectl";
 
 /// From a node's address, protocol and port to a pod's address and port. The address 0.0.0.0 stands for all of the node's.
-const HOST_PORTS: Map =
-    Map { name: "host-ports", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
+const HOST_PORTS: Set =
+    Set { name: "host-ports", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
+
+/// A pod that speaks to itself by a port of the node: it would drop a packet that comes from its own address.
+const HAIRPINS: Set = Set { name: "hairpins", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[] };
+
+const SETS: [Set; 2] = [HOST_PORTS, HAIRPINS];
 
 const PREROUTING: (&str, Hook) = ("prerouting", Hook { kind: "nat", number: libc::NF_INET_PRE_ROUTING as u32, priority: -100 });
 const OUTPUT: (&str, Hook) = ("output", Hook { kind: "nat", number: libc::NF_INET_LOCAL_OUT as u32, priority: -100 });
@@ -33,31 +38,42 @@ const PORT_OFFSET: u32 = 2;
 pub struct Rules {
     pod_cidr: Cidr,
     cluster_cidr: Cidr,
-    host_ports: BTreeSet<Element>,
+    elements: BTreeMap<&'static str, BTreeSet<Element>>,
 }
 
 /// What is to be done for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Plan {
     Nothing,
-    /// The rules are right, elements of the map are not.
-    Elements {
-        delete: Vec<Element>,
-        add: Vec<Element>,
-    },
+    /// The rules are right, elements of these sets are not.
+    Elements(Vec<Change>),
     /// The whole table anew, in one transaction: no packet meets half of it.
     Rebuild,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Change {
+    set: &'static str,
+    delete: Vec<Element>,
+    add: Vec<Element>,
+}
+
 impl Rules {
     pub fn desired<'a>(config: &NodeConfig, leases: impl Iterator<Item = &'a Lease>) -> Self {
-        let elements = leases.flat_map(|lease| {
-            lease.host_ports.iter().map(|port| Element {
-                key: [port.host_ip.octets(), [port.protocol.number(), 0, 0, 0], padded(port.host_port)].concat(),
-                value: [lease.address.octets(), padded(port.container_port)].concat(),
-            })
-        });
-        Self { pod_cidr: config.pod_cidr, cluster_cidr: config.cluster_cidr, host_ports: elements.collect() }
+        let mut host_ports = BTreeSet::new();
+        let mut hairpins = BTreeSet::new();
+        for lease in leases {
+            let address = lease.address.octets();
+            for port in &lease.host_ports {
+                host_ports.insert(Element {
+                    key: [port.host_ip.octets(), [port.protocol.number(), 0, 0, 0], padded(port.host_port)].concat(),
+                    value: [address, padded(port.container_port)].concat(),
+                });
+                hairpins.insert(Element { key: [address, address].concat(), value: Vec::new() });
+            }
+        }
+        let elements = [(HOST_PORTS.name, host_ports), (HAIRPINS.name, hairpins)].into();
+        Self { pod_cidr: config.pod_cidr, cluster_cidr: config.cluster_cidr, elements }
     }
 
     /// The rules of each chain in their order, each with the comment that says all that it does.
@@ -75,9 +91,10 @@ impl Rules {
         vec![
             (PREROUTING.0, to_node.clone(), to_host_ports()),
             (OUTPUT.0, to_node, to_host_ports()),
-            (HOST_PORTS_CHAIN, "ports of one address".to_owned(), host_port_rule(load_destination())),
-            (HOST_PORTS_CHAIN, "ports of all addresses".to_owned(), host_port_rule(load_any_address())),
+            (HOST_PORTS_CHAIN, "ports of one address".to_owned(), host_port_rule(u32::MAX)),
+            (HOST_PORTS_CHAIN, "ports of all addresses".to_owned(), host_port_rule(0)),
             (POSTROUTING.0, format!("pods {pods} leave {cluster}"), masquerade_rule(pods, cluster)),
+            (POSTROUTING.0, "a pod to itself".to_owned(), hairpin_rule()),
         ]
     }
 }
@@ -88,21 +105,14 @@ fn padded(port: u16) -> [u8; 4] {
     [high, low, 0, 0]
 }
 
-fn load_destination() -> Expression<'static> {
-    Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) }
-}
-
-fn load_any_address() -> Expression<'static> {
-    Expression::LoadConstant { bytes: &[0; 4], into: Register(0) }
-}
-
-/// `dnat to ADDRESS . meta l4proto . th dport map @host-ports`
-fn host_port_rule(load_address: Expression<'static>) -> Vec<Expression<'static>> {
+/// `dnat to ip daddr & MASK . meta l4proto . th dport map @host-ports`: with a mask of 0, the element of all addresses.
+fn host_port_rule(mask: u32) -> Vec<Expression<'static>> {
     vec![
-        load_address,
+        Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) },
+        Expression::And { register: Register(0), mask: mask.to_be_bytes() },
         Expression::LoadProtocol(Register(1)),
         Expression::LoadTransportHeader { offset: PORT_OFFSET, length: 2, into: Register(2) },
-        Expression::LookUp { map: HOST_PORTS.name, key: Register(0), value: Register(0) },
+        Expression::LookUp { set: HOST_PORTS.name, key: Register(0), value: Some(Register(0)) },
         Expression::DestinationNat { address: Register(0), port: Register(1) },
     ]
 }
@@ -124,6 +134,16 @@ fn masquerade_rule(pods: Cidr, cluster: Cidr) -> Vec<Expression<'static>> {
     rule
 }
 
+/// `ip saddr . ip daddr @hairpins masquerade`
+fn hairpin_rule() -> Vec<Expression<'static>> {
+    vec![
+        Expression::LoadNetworkHeader { offset: SOURCE_OFFSET, length: 4, into: Register(0) },
+        Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(1) },
+        Expression::LookUp { set: HAIRPINS.name, key: Register(0), value: None },
+        Expression::Masquerade,
+    ]
+}
+
 fn plan(desired: &Rules, observed: Option<&Observed>) -> Plan {
     let Some(observed) = observed else { return Plan::Rebuild };
     let mut comments = BTreeMap::<String, Vec<String>>::new();
@@ -133,23 +153,29 @@ fn plan(desired: &Rules, observed: Option<&Observed>) -> Plan {
     if comments != observed.rules {
         return Plan::Rebuild;
     }
-    let delete: Vec<Element> = observed.elements.difference(&desired.host_ports).cloned().collect();
-    let add: Vec<Element> = desired.host_ports.difference(&observed.elements).cloned().collect();
-    match (delete.as_slice(), add.as_slice()) {
-        ([], []) => Plan::Nothing,
-        _ => Plan::Elements { delete, add },
+    let mut changes = Vec::new();
+    for (set, desired) in &desired.elements {
+        let observed = observed.elements.get(set).cloned().unwrap_or_default();
+        let delete: Vec<Element> = observed.difference(desired).cloned().collect();
+        let add: Vec<Element> = desired.difference(&observed).cloned().collect();
+        if !delete.is_empty() || !add.is_empty() {
+            changes.push(Change { set, delete, add });
+        }
     }
+    if changes.is_empty() { Plan::Nothing } else { Plan::Elements(changes) }
 }
 
 /// Brings the kernel's table to what is desired.
 pub fn apply(desired: &Rules) -> Result<()> {
-    let observed = nftables::observe(TABLE, HOST_PORTS.name).with_context(|| format!("read table {TABLE}"))?;
+    let observed = nftables::observe(TABLE, &SETS).with_context(|| format!("read table {TABLE}"))?;
     let mut transaction = Transaction::new(TABLE);
     match plan(desired, observed.as_ref()) {
         Plan::Nothing => return Ok(()),
-        Plan::Elements { delete, add } => {
-            transaction.delete_elements(HOST_PORTS.name, &delete);
-            transaction.add_elements(HOST_PORTS.name, &add);
+        Plan::Elements(changes) => {
+            for change in changes {
+                transaction.delete_elements(change.set, &change.delete);
+                transaction.add_elements(change.set, &change.add);
+            }
         }
         Plan::Rebuild => rebuild(&mut transaction, desired),
     }
@@ -165,9 +191,12 @@ fn rebuild(transaction: &mut Transaction, desired: &Rules) {
         transaction.create_chain(name, Some(hook));
     }
     transaction.create_chain(HOST_PORTS_CHAIN, None);
-    transaction.create_map(HOST_PORTS);
-    let elements: Vec<Element> = desired.host_ports.iter().cloned().collect();
-    transaction.add_elements(HOST_PORTS.name, &elements);
+    for set in SETS {
+        transaction.create_set(set);
+    }
+    for (set, elements) in &desired.elements {
+        transaction.add_elements(set, &elements.iter().cloned().collect::<Vec<_>>());
+    }
     for (chain, comment, expressions) in desired.rules() {
         transaction.add_rule(chain, &comment, &expressions);
     }
@@ -185,12 +214,12 @@ mod tests {
         Rules {
             pod_cidr: "10.244.0.0/24".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-            host_ports: ports.iter().copied().map(element).collect(),
+            elements: [(HOST_PORTS.name, ports.iter().copied().map(element).collect()), (HAIRPINS.name, BTreeSet::new())].into(),
         }
     }
 
     fn observed(rules: &Rules) -> Observed {
-        let mut observed = Observed { elements: rules.host_ports.clone(), ..Observed::default() };
+        let mut observed = Observed { elements: rules.elements.clone(), ..Observed::default() };
         for (chain, comment, _) in rules.rules() {
             observed.rules.entry(chain.to_owned()).or_default().push(comment);
         }
@@ -224,6 +253,6 @@ mod tests {
     #[test]
     fn ports_come_and_go_element_by_element() {
         let plan = plan(&rules(&[80, 82]), Some(&observed(&rules(&[80, 81]))));
-        assert_eq!(plan, Plan::Elements { delete: vec![element(81)], add: vec![element(82)] });
+        assert_eq!(plan, Plan::Elements(vec![Change { set: "host-ports", delete: vec![element(81)], add: vec![element(82)] }]));
     }
 }

@@ -10,6 +10,8 @@ mod netlink;
 mod nftables;
 pub mod node;
 pub mod pod;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 

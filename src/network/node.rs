@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
@@ -88,6 +88,11 @@ impl Network {
         for (name, value) in switches(&config.bridge) {
             set_switch(&name, value)?;
         }
+        // The pod network is IPv4: without this the bridge would look for IPv6 neighbours whenever a pod comes.
+        let without_ipv6 = format!("net/ipv6/conf/{}/disable_ipv6", config.bridge);
+        if Path::new("/proc/sys").join(&without_ipv6).exists() {
+            set_switch(&without_ipv6, "1")?;
+        }
         self.apply_firewall()
     }
 
@@ -99,7 +104,7 @@ impl Network {
 }
 
 /// Pods speak to each other through the gateway (see `pod`), so the kernel forwards; and it must not tell them of the
-/// shorter way that the bridge does not let them take.
+/// shorter way across the bridge, on which nothing is translated back.
 fn switches(bridge: &str) -> [(String, &'static str); 3] {
     [
         ("net/ipv4/ip_forward".to_owned(), "1"),

@@ -1,6 +1,6 @@
 //! One pod's cable: a veth pair from the bridge into the pod's namespace, its address, its routes, its ports on the node.
 //! All traffic of a pod goes through the gateway, also to its neighbour on the same bridge: so Services, host ports and
-//! policies see every packet and every answer, without br_netfilter, and no pod can speak in another's name.
+//! policies see every packet and every answer, with br_netfilter and without it.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -232,7 +232,8 @@ async fn observe(node: &Handle, pod: &Handle, desired: &Attachment) -> Result<Ca
     Ok(Cable { host, pod: pod_link, pod_addresses })
 }
 
-/// Both ends in one message, the pod's end born in the pod: nothing of it is ever seen on the node.
+/// Both ends in one message, the pod's end born in the pod: nothing of it is ever seen on the node. It comes up later, for
+/// veth refuses that until both ends are there.
 async fn create_cable(
     node: &Handle,
     config: &NodeConfig,
@@ -247,7 +248,6 @@ async fn create_cable(
         .address(desired.mac.clone())
         .mtu(config.mtu)
         .setns_by_fd(netns.as_raw_fd())
-        .up()
         .build();
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(name)
@@ -258,9 +258,10 @@ async fn create_cable(
         .build();
     node.link().add(pair).execute().await.map_err(netlink::failure).with_context(|| format!("create link {name}"))?;
     let Some(link) = netlink::link(node, name).await? else { bail!("link {name} has gone") };
-    // An isolated port speaks to the bridge's own address alone, not to its neighbours.
-    let isolated = LinkBridgePort::new(link.index).isolated(true).build();
-    node.link().set_port(isolated).execute().await.map_err(netlink::failure).with_context(|| format!("isolate port {name}"))?;
+    // With br_netfilter a packet is turned round on the bridge already, and may have to leave by the port it came from: a pod
+    // that speaks to itself by a Service or a port of the node.
+    let hairpin = LinkBridgePort::new(link.index).hairpin(true).build();
+    node.link().set_port(hairpin).execute().await.map_err(netlink::failure).with_context(|| format!("set hairpin of {name}"))?;
     let alias = LinkUnspec::new_with_index(link.index).append_extra_attribute(LinkAttribute::IfAlias(format!("{ALIAS_PREFIX}{pod_uid}")));
     node.link().change(alias.build()).execute().await.map_err(netlink::failure).with_context(|| format!("name pod of link {name}"))
 }
@@ -270,6 +271,8 @@ async fn configure_pod(pod: &Handle, desired: &Attachment) -> Result<()> {
     let up = LinkUnspec::new_with_index(loopback.index).up().build();
     pod.link().change(up).execute().await.map_err(netlink::failure).context("set lo up")?;
     let Some(link) = netlink::link(pod, desired.interface).await? else { bail!("{} has gone", desired.interface) };
+    let up = LinkUnspec::new_with_index(link.index).up().build();
+    pod.link().change(up).execute().await.map_err(netlink::failure).with_context(|| format!("set {} up", desired.interface))?;
 
     // No route to the network itself: neighbours, too, are behind the gateway.
     let mut add = pod.address().add(link.index, desired.address.into(), desired.prefix).replace();

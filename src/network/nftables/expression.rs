@@ -32,10 +32,6 @@ pub enum Expression<'a> {
     },
     /// What kind of address the destination is to this node: RTN_* of rtnetlink(7), in the machine's own order.
     LoadDestinationKind(Register),
-    LoadConstant {
-        bytes: &'a [u8],
-        into: Register,
-    },
     And {
         register: Register,
         mask: [u8; 4],
@@ -49,11 +45,11 @@ pub enum Expression<'a> {
         register: Register,
         bytes: Vec<u8>,
     },
-    /// The rule goes on only if the map holds the key that begins at `key`; its value then begins at `value`.
+    /// The rule goes on only if the set holds the key that begins at `key`; a map's value then begins at `value`.
     LookUp {
-        map: &'a str,
+        set: &'a str,
         key: Register,
-        value: Register,
+        value: Option<Register>,
     },
     /// The connection goes to this address and port instead.
     DestinationNat {
@@ -111,7 +107,7 @@ impl Expression<'_> {
             Self::LoadProtocol(_) => "meta",
             Self::LoadNetworkHeader { .. } | Self::LoadTransportHeader { .. } => "payload",
             Self::LoadDestinationKind(_) => "fib",
-            Self::LoadConstant { .. } | Self::Jump(_) => "immediate",
+            Self::Jump(_) => "immediate",
             Self::And { .. } => "bitwise",
             Self::Equal { .. } | Self::NotEqual { .. } => "cmp",
             Self::LookUp { .. } => "lookup",
@@ -137,10 +133,6 @@ impl Expression<'_> {
                 at.be32(FIB_RESULT, FIB_RESULT_ADDRTYPE);
                 at.be32(FIB_FLAGS, FIB_FLAG_DADDR);
             }
-            Self::LoadConstant { bytes, into } => {
-                at.be32(IMMEDIATE_DESTINATION, into.number());
-                at.nested(IMMEDIATE_DATA, |at| at.bytes(attribute::DATA_VALUE, bytes));
-            }
             Self::And { register, mask } => {
                 at.be32(BITWISE_SOURCE, register.number());
                 at.be32(BITWISE_DESTINATION, register.number());
@@ -150,10 +142,12 @@ impl Expression<'_> {
             }
             Self::Equal { register, bytes } => write_comparison(at, libc::NFT_CMP_EQ, *register, bytes),
             Self::NotEqual { register, bytes } => write_comparison(at, libc::NFT_CMP_NEQ, *register, bytes),
-            Self::LookUp { map, key, value } => {
-                at.string(LOOKUP_SET, map);
+            Self::LookUp { set, key, value } => {
+                at.string(LOOKUP_SET, set);
                 at.be32(LOOKUP_SOURCE, key.number());
-                at.be32(LOOKUP_DESTINATION, value.number());
+                if let Some(value) = value {
+                    at.be32(LOOKUP_DESTINATION, value.number());
+                }
             }
             Self::DestinationNat { address, port } => {
                 at.be32(NAT_TYPE, libc::NFT_NAT_DNAT as u32);

@@ -1,6 +1,6 @@
 //! nf_tables over netlink: transactions that change a table all at once or not at all, and reading back what a table holds.
 //! An own encoder of some hundred lines, because the crates that exist either drive the `nft` program or carry the whole
-//! grammar. It knows tables, chains, rules, maps and elements (linux/netfilter/nf_tables.h), and nothing of pods.
+//! grammar. It knows tables, chains, rules, sets and elements (linux/netfilter/nf_tables.h), and nothing of pods.
 
 mod attribute;
 mod expression;
@@ -47,15 +47,16 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// A map from a concatenation to a concatenation.
+/// A set of concatenations, or a map from one concatenation to another.
 #[derive(Clone, Copy, Debug)]
-pub struct Map<'a> {
-    pub name: &'a str,
-    pub key: &'a [u32],
-    pub value: &'a [u32],
+pub struct Set {
+    pub name: &'static str,
+    pub key: &'static [u32],
+    /// Empty for a set.
+    pub value: &'static [u32],
 }
 
-/// One element: the bytes of the key's parts and of the value's, each part filled up to four bytes.
+/// One element: the bytes of the key's parts and of the value's, each part filled up to four bytes. In a set it has no value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
     pub key: Vec<u8>,
@@ -122,44 +123,48 @@ impl Transaction {
         });
     }
 
-    pub fn create_map(&mut self, map: Map) {
+    pub fn create_set(&mut self, set: Set) {
         let table = self.table;
-        let ((key_type, key_bytes), (value_type, value_bytes)) = (concatenation(map.key), concatenation(map.value));
+        let ((key_type, key_bytes), (value_type, value_bytes)) = (concatenation(set.key), concatenation(set.value));
         // The kernel wants a number of its own choosing or ours; it only names the set within this transaction.
         let id = self.sequence;
         self.change(libc::NFT_MSG_NEWSET, NLM_F_CREATE, |at| {
             at.string(attribute::SET_TABLE, table);
-            at.string(attribute::SET_NAME, map.name);
-            at.be32(attribute::SET_FLAGS, libc::NFT_SET_MAP as u32);
+            at.string(attribute::SET_NAME, set.name);
             at.be32(attribute::SET_KEY_TYPE, key_type);
             at.be32(attribute::SET_KEY_BYTES, key_bytes);
-            at.be32(attribute::SET_DATA_TYPE, value_type);
-            at.be32(attribute::SET_DATA_BYTES, value_bytes);
+            if !set.value.is_empty() {
+                at.be32(attribute::SET_FLAGS, libc::NFT_SET_MAP as u32);
+                at.be32(attribute::SET_DATA_TYPE, value_type);
+                at.be32(attribute::SET_DATA_BYTES, value_bytes);
+            }
             at.be32(attribute::SET_ID, id);
         });
     }
 
     /// Adds elements; that one is there with the same value is fine.
-    pub fn add_elements(&mut self, map: &str, elements: &[Element]) {
-        self.elements(libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, map, elements);
+    pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
+        self.elements(libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements);
     }
 
     /// Deletes elements; each must exist.
-    pub fn delete_elements(&mut self, map: &str, elements: &[Element]) {
-        self.elements(libc::NFT_MSG_DELSETELEM, 0, map, elements);
+    pub fn delete_elements(&mut self, set: &str, elements: &[Element]) {
+        self.elements(libc::NFT_MSG_DELSETELEM, 0, set, elements);
     }
 
-    fn elements(&mut self, message: libc::c_int, flags: u16, map: &str, elements: &[Element]) {
+    fn elements(&mut self, message: libc::c_int, flags: u16, set: &str, elements: &[Element]) {
         let table = self.table;
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.change(message, flags, |at| {
                 at.string(attribute::ELEMENTS_TABLE, table);
-                at.string(attribute::ELEMENTS_SET, map);
+                at.string(attribute::ELEMENTS_SET, set);
                 at.nested(attribute::ELEMENTS_LIST, |at| {
                     for element in chunk {
                         at.nested(attribute::LIST_ELEMENT, |at| {
                             at.nested(attribute::ELEMENT_KEY, |at| at.bytes(attribute::DATA_VALUE, &element.key));
-                            at.nested(attribute::ELEMENT_DATA, |at| at.bytes(attribute::DATA_VALUE, &element.value));
+                            if !element.value.is_empty() {
+                                at.nested(attribute::ELEMENT_DATA, |at| at.bytes(attribute::DATA_VALUE, &element.value));
+                            }
                         });
                     }
                 });

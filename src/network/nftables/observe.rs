@@ -7,7 +7,7 @@ use std::io;
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 
 use super::attribute::{self, Writer};
-use super::{Element, FAMILY, SUBSYSTEM, connect, header};
+use super::{Element, FAMILY, SUBSYSTEM, Set, connect, header};
 
 /// A list that changed while it was read is read again, this many times.
 const READS_MAX: usize = 10;
@@ -17,40 +17,52 @@ const READS_MAX: usize = 10;
 pub struct Observed {
     /// Comments of the rules in their order, by chain; a rule without one has an empty comment.
     pub rules: BTreeMap<String, Vec<String>>,
-    pub elements: BTreeSet<Element>,
+    /// By the set's name.
+    pub elements: BTreeMap<&'static str, BTreeSet<Element>>,
 }
 
-/// What the table and its one map hold; `None` if either is missing.
-pub fn observe(table: &str, map: &str) -> io::Result<Option<Observed>> {
-    let mut observed = Observed::default();
-    let rules = dump(libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
-    for message in messages(&rules) {
+/// What the table and these sets of it hold; `None` if one of them is missing.
+pub fn observe(table: &str, sets: &[Set]) -> io::Result<Option<Observed>> {
+    let mut observed = Observed { rules: rules(table)?, elements: BTreeMap::new() };
+    for set in sets {
+        match elements(table, set.name) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            other => observed.elements.insert(set.name, other?),
+        };
+    }
+    Ok(Some(observed))
+}
+
+fn rules(table: &str) -> io::Result<BTreeMap<String, Vec<String>>> {
+    let mut rules = BTreeMap::<String, Vec<String>>::new();
+    let answer = dump(libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
+    for message in messages(&answer) {
         // Kernels before 5.16 pay no heed to the table that was asked for.
         if attribute::find(message.body, attribute::RULE_TABLE).map(attribute::text).as_deref() != Some(table) {
             continue;
         }
         let chain = attribute::find(message.body, attribute::RULE_CHAIN).map(attribute::text).unwrap_or_default();
         let comment = attribute::find(message.body, attribute::RULE_USERDATA).and_then(attribute::comment_of);
-        observed.rules.entry(chain).or_default().push(comment.unwrap_or_default());
+        rules.entry(chain).or_default().push(comment.unwrap_or_default());
     }
-    let elements = dump(libc::NFT_MSG_GETSETELEM, |at| {
+    Ok(rules)
+}
+
+fn elements(table: &str, set: &str) -> io::Result<BTreeSet<Element>> {
+    let answer = dump(libc::NFT_MSG_GETSETELEM, |at| {
         at.string(attribute::ELEMENTS_TABLE, table);
-        at.string(attribute::ELEMENTS_SET, map);
-    });
-    let elements = match elements {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        other => other?,
-    };
-    for message in messages(&elements) {
+        at.string(attribute::ELEMENTS_SET, set);
+    })?;
+    let part = |element, number| Some(attribute::find(attribute::find(element, number)?, attribute::DATA_VALUE)?.to_vec());
+    let mut elements = BTreeSet::new();
+    for message in messages(&answer) {
         let list = attribute::find(message.body, attribute::ELEMENTS_LIST).unwrap_or_default();
         for (_, element) in attribute::read(list) {
-            let part = |number| Some(attribute::find(attribute::find(element, number)?, attribute::DATA_VALUE)?.to_vec());
-            if let (Some(key), Some(value)) = (part(attribute::ELEMENT_KEY), part(attribute::ELEMENT_DATA)) {
-                observed.elements.insert(Element { key, value });
-            }
+            let value = part(element, attribute::ELEMENT_DATA).unwrap_or_default();
+            elements.extend(part(element, attribute::ELEMENT_KEY).map(|key| Element { key, value }));
         }
     }
-    Ok(Some(observed))
+    Ok(elements)
 }
 
 /// All answers to a request for a list, in one piece.
