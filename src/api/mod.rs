@@ -2,7 +2,9 @@
 //! patches, selectors, discovery documents. Pure functions over `serde_json::Value`: it never reads a file, a clock or a socket.
 
 pub mod decode;
+pub mod discovery;
 pub mod meta;
+pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;
