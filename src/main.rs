@@ -10,6 +10,10 @@ mod network;
 mod sys;
 mod wire;
 
-fn main() {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     base::log::init(log::LevelFilter::Info);
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    ExitCode::from(cli::main(words))
 }

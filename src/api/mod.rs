@@ -7,7 +7,6 @@ pub mod meta;
 pub mod openapi;
 pub mod protobuf;
 pub mod quantity;
-pub mod pod;
 pub mod schema;
 pub mod status;
 pub mod text;

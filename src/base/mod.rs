@@ -5,6 +5,5 @@ pub mod file;
 pub mod id;
 pub mod log;
 pub mod place;
-pub mod spelling;
 pub mod task;
 pub mod time;

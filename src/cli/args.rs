@@ -4,7 +4,7 @@
 use anyhow::{Result, bail};
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
-use crate::base::spelling::likely;
+use crate::api::text::likely;
 
 /// The flags that every verb takes.
 #[derive(FromArgs, ArgsInfo, Debug, Default, Clone)]

@@ -1,4 +1,389 @@
-//! edgectl
+//! `edgectl` as people type it: the table of verbs, what all of them share, and how their errors are told.
+//! It runs no daemon and knows no file of the cluster but the kubeconfig.
+
 mod args;
+mod errors;
+mod get;
 mod jsonpath;
+mod manifest;
+mod output;
+mod select;
+mod table;
 mod tabwriter;
+mod yaml;
+
+use std::cell::{Cell, OnceCell};
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::pin::Pin;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
+
+use crate::api::text;
+use crate::base::{log as lines, task};
+use crate::client::kubeconfig::{self, Kubeconfig, Overrides};
+use crate::client::{Client, Manner, discovery::Resolver};
+use args::{Global, Line};
+
+/// What a verb answers: the exit code.
+type Answer = Result<u8>;
+type Running<'a> = Pin<Box<dyn Future<Output = Answer> + 'a>>;
+
+/// One verb of the command line; a name of two words is a verb below another one.
+struct Verb {
+    name: &'static str,
+    /// One line for the list of verbs.
+    about: &'static str,
+    /// What stands behind `edgectl ` in its usage line.
+    usage: &'static str,
+    examples: &'static str,
+    info: fn() -> CommandInfoWithArgs,
+    run: for<'a> fn(&'a Context) -> Running<'a>,
+}
+
+/// A row of the table: a module with `Flags` and `async fn run(&Context, Flags) -> Result<u8>`.
+macro_rules! verb {
+    ($name:literal, $about:literal, $usage:literal, $examples:expr, $flags:ty, $run:path) => {
+        Verb {
+            name: $name,
+            about: $about,
+            usage: $usage,
+            examples: $examples,
+            info: <$flags>::get_args_info,
+            run: |cx| Box::pin(async move { $run(cx, cx.flags::<$flags>()?).await }),
+        }
+    };
+}
+
+/// Groups of verbs, as the help lists them.
+const GROUPS: &[(&str, &[Verb])] = &[(
+    "Basic Commands",
+    &[verb!("get", "Display one or many resources", "get (TYPE[.VERSION][.GROUP] [NAME | -l label] | TYPE/NAME ...) [flags]", get::EXAMPLES, get::Flags, get::run)],
+)];
+
+fn verbs() -> impl Iterator<Item = &'static Verb> {
+    GROUPS.iter().flat_map(|(_, verbs)| verbs.iter())
+}
+
+/// What one invocation of a verb works with.
+pub struct Context {
+    verb: &'static Verb,
+    global: Global,
+    line: Line,
+    kubeconfig: OnceCell<Kubeconfig>,
+    client: OnceCell<Client>,
+    resolver: OnceCell<Resolver>,
+    /// Something went wrong that was told already; the exit code says so at the end.
+    failed: Cell<bool>,
+}
+
+impl Context {
+    /// The verb's own flags and names, read by argh.
+    fn flags<F: FromArgs>(&self) -> Result<F> {
+        let words = self.verb.name.split(' ').count() - 1;
+        F::from_args(&["edgectl", self.verb.name], &self.line.argh(words)).map_err(|exit| {
+            let text = exit.output.trim().trim_start_matches("Error: ").to_owned();
+            anyhow!("{}\nSee 'edgectl {} --help' for usage.", text, self.verb.name)
+        })
+    }
+
+    /// How many names stood before `--`; all of them if it was not there.
+    fn names_before_dash(&self) -> Option<usize> {
+        self.line.dash.map(|dash| dash.saturating_sub(self.verb.name.split(' ').count() - 1))
+    }
+
+    pub fn kubeconfig(&self) -> Result<&Kubeconfig> {
+        if let Some(known) = self.kubeconfig.get() {
+            return Ok(known);
+        }
+        let loaded = kubeconfig::load(self.global.kubeconfig.as_deref())?;
+        Ok(self.kubeconfig.get_or_init(|| loaded))
+    }
+
+    fn overrides(&self) -> Overrides {
+        let global = self.global.clone();
+        Overrides {
+            context: global.context,
+            cluster: global.cluster,
+            user: global.user,
+            server: global.server,
+            token: global.token,
+            certificate_authority: global.certificate_authority,
+            client_certificate: global.client_certificate,
+            client_key: global.client_key,
+            tls_server_name: global.tls_server_name,
+            insecure: global.insecure_skip_tls_verify,
+        }
+    }
+
+    /// The API server that flags and kubeconfig name.
+    pub fn client(&self) -> Result<&Client> {
+        if let Some(known) = self.client.get() {
+            return Ok(known);
+        }
+        let target = self.kubeconfig()?.target(&self.overrides())?;
+        let timeout = match self.global.request_timeout.as_deref() {
+            None | Some("0") => None,
+            Some(text) => Some(duration(text)?).filter(|timeout| !timeout.is_zero()),
+        };
+        let manner = Manner {
+            timeout,
+            impersonate_user: self.global.r#as.clone(),
+            impersonate_groups: self.global.as_group.clone(),
+            impersonate_uid: self.global.as_uid.clone(),
+        };
+        let client = Client::new(&target, manner)?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    pub fn resolver(&self) -> Result<&Resolver> {
+        if let Some(known) = self.resolver.get() {
+            return Ok(known);
+        }
+        let resolver = Resolver::new(self.client()?.clone());
+        Ok(self.resolver.get_or_init(|| resolver))
+    }
+
+    /// The namespace to work in: the flag's, the context's, or `default`.
+    pub fn namespace(&self) -> Result<String> {
+        match self.global.namespace.as_deref().filter(|namespace| !namespace.is_empty()) {
+            Some(namespace) => Ok(namespace.to_owned()),
+            None => Ok(self.kubeconfig()?.namespace(self.global.context.as_deref()).to_owned()),
+        }
+    }
+
+    /// The namespace that `-n` names, if it is there.
+    pub fn namespace_flag(&self) -> Option<&str> {
+        self.global.namespace.as_deref().filter(|namespace| !namespace.is_empty())
+    }
+
+    /// Writes to standard output. A reader that hung up ends the program quietly.
+    pub fn print(&self, text: &str) -> Result<()> {
+        self.show_warnings();
+        let mut out = std::io::stdout().lock();
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| anyhow!(error).context("write to standard output"))
+    }
+
+    pub fn println(&self, text: &str) -> Result<()> {
+        self.print(&format!("{text}\n"))
+    }
+
+    /// Writes a line to standard error.
+    pub fn note(&self, text: &str) {
+        let _ = writeln!(std::io::stderr().lock(), "{text}");
+    }
+
+    /// Tells an error and goes on; the exit code will be 1.
+    pub fn fail(&self, error: &anyhow::Error) {
+        self.show_warnings();
+        self.failed.set(true);
+        self.note(&errors::render(error));
+    }
+
+    fn show_warnings(&self) {
+        let Some(client) = self.client.get() else { return };
+        for warning in client.take_warnings() {
+            if self.global.warnings_as_errors {
+                self.failed.set(true);
+            }
+            self.note(&format!("Warning: {warning}"));
+        }
+    }
+}
+
+/// Runs one command line; `words` are the arguments behind the program's name. Answers the exit code.
+pub fn main(words: Vec<String>) -> u8 {
+    lines::init(log::LevelFilter::Warn);
+    match dispatch(&words) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => 141,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr().lock(), "{}", errors::render(&error));
+            1
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe))
+}
+
+fn dispatch(words: &[String]) -> Answer {
+    let rough = args::split(words, &[], true)?;
+    // A global flag's value is no verb, so the first positional of the rough reading is one.
+    let Some(first) = rough.positionals.first() else {
+        print_all(&overview());
+        return Ok(0);
+    };
+    match first.as_str() {
+        "help" => return help(&rough.positionals[1..]),
+        "options" => {
+            print_all("The following options can be passed to any command:\n\n");
+            print_all(&Global::get_args_info().flags.iter().filter(|flag| flag.long != "--help").map(args::flag_help).collect::<String>());
+            return Ok(0);
+        }
+        _ => {}
+    }
+    let verb = find(words, first)?;
+    let info = (verb.info)();
+    let line = args::split(words, info.flags, false).map_err(|error| anyhow!("{error}\nSee 'edgectl {} --help' for usage.", verb.name))?;
+    if line.help {
+        print_all(&args::help(verb.usage, verb.about, verb.examples, info.flags));
+        return Ok(0);
+    }
+    let mut line = line;
+    // The verb itself is the first of the names.
+    line.positionals.remove(0);
+    line.dash = line.dash.map(|dash| dash.saturating_sub(1));
+    let global_words: Vec<&str> = line.global.iter().map(String::as_str).collect();
+    let global = Global::from_args(&["edgectl"], &global_words).map_err(|exit| anyhow!("{}", exit.output.trim()))?;
+    if global.v.is_some_and(|level| level >= 6) {
+        lines::init(log::LevelFilter::Debug);
+    }
+    let cx = Context {
+        verb,
+        global,
+        line,
+        kubeconfig: OnceCell::new(),
+        client: OnceCell::new(),
+        resolver: OnceCell::new(),
+        failed: Cell::new(false),
+    };
+    let answer = task::run((verb.run)(&cx));
+    cx.show_warnings();
+    answer.map(|code| if code == 0 && cx.failed.get() { 1 } else { code })
+}
+
+/// The verb that a line means: of two words if there is one such, else of one.
+fn find(words: &[String], first: &str) -> Result<&'static Verb> {
+    let below: Vec<&Verb> = verbs().filter(|verb| verb.name.split_once(' ').is_some_and(|(parent, _)| parent == first)).collect();
+    let parent = verbs().find(|verb| verb.name == first);
+    if parent.is_none() && below.is_empty() {
+        let near = text::likely(first, verbs().map(|verb| verb.name.split(' ').next().unwrap_or(verb.name)));
+        match near {
+            Some(near) => bail!("unknown command {first:?} for \"edgectl\"\n\nDid you mean this?\n\t{near}\n"),
+            None => bail!("unknown command {first:?} for \"edgectl\"\nRun 'edgectl help' for usage."),
+        }
+    }
+    // The second word is found with the flags of any verb below known, so that their values are not taken for it.
+    for verb in &below {
+        let line = args::split(words, (verb.info)().flags, true)?;
+        let second = verb.name.split_once(' ').map(|(_, second)| second);
+        if line.positionals.get(1).map(String::as_str) == second {
+            return Ok(verb);
+        }
+    }
+    if let Some(parent) = parent {
+        return Ok(parent);
+    }
+    let rough = args::split(words, &[], true)?;
+    if rough.help || rough.positionals.len() < 2 {
+        print_all(&family(first));
+        std::process::exit(i32::from(!rough.help));
+    }
+    let second = &rough.positionals[1];
+    let names = below.iter().filter_map(|verb| verb.name.split_once(' ')).map(|(_, second)| second);
+    match text::likely(second, names) {
+        Some(near) => bail!("unknown command \"{first} {second}\", did you mean \"{first} {near}\"?"),
+        None => bail!("unknown command \"{first} {second}\"\nSee 'edgectl {first} --help' for usage."),
+    }
+}
+
+fn help(words: &[String]) -> Answer {
+    let name = words.join(" ");
+    if name.is_empty() {
+        print_all(&overview());
+        return Ok(0);
+    }
+    if let Some(verb) = verbs().find(|verb| verb.name == name) {
+        print_all(&args::help(verb.usage, verb.about, verb.examples, (verb.info)().flags));
+        return Ok(0);
+    }
+    if verbs().any(|verb| verb.name.starts_with(&format!("{name} "))) {
+        print_all(&family(&name));
+        return Ok(0);
+    }
+    bail!("unknown help topic {name:?}; 'edgectl help' lists the commands")
+}
+
+fn overview() -> String {
+    let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");
+    for (title, verbs) in GROUPS {
+        text += &format!("\n{title}:\n");
+        for verb in verbs.iter() {
+            text += &format!("  {:<22} {}\n", verb.name, verb.about);
+        }
+    }
+    text + "\nUsage:\n  edgectl [flags] [options]\n\nUse \"edgectl <command> --help\" for more information about a given command.\nUse \"edgectl options\" for a list of global command-line options (applies to all commands).\n"
+}
+
+/// What there is below a verb of several words.
+fn family(first: &str) -> String {
+    let mut text = String::from("Available Commands:\n");
+    for verb in verbs() {
+        if let Some(second) = verb.name.strip_prefix(first).and_then(|rest| rest.strip_prefix(' ')) {
+            text += &format!("  {second:<18} {}\n", verb.about);
+        }
+    }
+    text + &format!("\nUsage:\n  edgectl {first} COMMAND [flags]\n\nUse \"edgectl {first} <command> --help\" for more information about a given command.\n")
+}
+
+fn print_all(text: &str) {
+    // Help that nobody reads to its end has done its work.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Reads a duration as Go writes it: `1h30m`, `90s`, `1.5s`, `200ms`; a bare number counts seconds.
+fn duration(text: &str) -> Result<Duration> {
+    let wrong = || anyhow!("time: invalid duration {text:?}");
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).map_err(|_| wrong());
+    }
+    let nanos = text::parse_duration(text).and_then(|nanos| u64::try_from(nanos).ok());
+    nanos.map(Duration::from_nanos).ok_or_else(wrong)
+}
+
+/// Somebody sits at the terminal that standard input comes from.
+fn is_interactive() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Asks a question that `y` answers.
+fn confirmed(question: &str) -> Result<bool> {
+    print_all(&format!("{question} (y/n): "));
+    std::io::stdout().flush().context("ask on standard output")?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context("read the answer")?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, seconds) in [("5s", 5.0), ("1m30s", 90.0), ("2h", 7200.0), ("1.5s", 1.5), ("200ms", 0.2), ("7", 7.0), ("0", 0.0)] {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
+        }
+        for text in ["", "s", "5x", "-5s", "5s3"] {
+            assert!(duration(text).is_err() || text.is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn verbs_are_named_once_and_flags_have_one_meaning() {
+        let mut names: Vec<&str> = verbs().map(|verb| verb.name).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        for verb in verbs() {
+            let info = (verb.info)();
+            let mut shorts: Vec<char> = info.flags.iter().filter_map(|flag| flag.short).collect();
+            shorts.sort_unstable();
+            assert!(shorts.windows(2).all(|pair| pair[0] != pair[1]), "{}: {shorts:?}", verb.name);
+            assert!(verb.usage.starts_with(verb.name), "{}", verb.name);
+        }
+    }
+}

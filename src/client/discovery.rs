@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{Client, JSON, Query};
 use crate::api::schema;
-use crate::base::spelling::likely;
+use crate::api::text::likely;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
 

@@ -1,6 +1,5 @@
 //! The one leader of a cluster: the API server, the store, the controllers and the scheduler in one process.
 //! It runs no container and touches no kernel state.
 
-pub mod nodes;
 pub mod pki;
 pub mod store;
