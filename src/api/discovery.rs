@@ -99,7 +99,8 @@ pub fn api_resource_list(group: &str, version: &str) -> Option<Vec<u8>> {
     let group_version = rows.first()?.api_version();
     let mut list = Vec::new();
     for row in rows {
-        let mut entry = json!({"name": row.plural, "singularName": row.singular, "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs});
+        let mut entry =
+            json!({"name": row.plural, "singularName": row.singular, "namespaced": row.namespaced, "kind": row.kind, "verbs": row.verbs});
         names(row, &mut entry);
         list.push(entry);
         for sub in row.subresources {
@@ -155,7 +156,8 @@ mod tests {
             }
         }
         assert_eq!(count, resources().count());
-        let pods = api["items"][0]["versions"][0]["resources"].as_array().unwrap().iter().find(|entry| entry["resource"] == "pods").unwrap();
+        let pods =
+            api["items"][0]["versions"][0]["resources"].as_array().unwrap().iter().find(|entry| entry["resource"] == "pods").unwrap();
         let eviction = pods["subresources"].as_array().unwrap().iter().find(|entry| entry["subresource"] == "eviction").unwrap();
         assert_eq!(eviction["responseKind"], json!({"group": "policy", "version": "v1", "kind": "Eviction"}));
     }

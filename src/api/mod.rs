@@ -2,6 +2,7 @@
 //! patches, selectors, discovery documents. Pure functions over `serde_json::Value`: it never reads a file, a clock or a socket.
 
 pub mod decode;
+pub mod defaults;
 pub mod discovery;
 pub mod meta;
 pub mod openapi;
@@ -9,5 +10,7 @@ pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod status;
+#[cfg(test)]
+pub mod testdata;
 pub mod text;
 pub mod validation;

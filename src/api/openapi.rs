@@ -94,7 +94,8 @@ fn root(group: &str, version: &str) -> String {
 /// The paths of one resource with their operations.
 fn paths(row: &Resource) -> Vec<(String, Value)> {
     let root = root(row.group, row.version);
-    let collection = if row.namespaced { format!("{root}/namespaces/{{namespace}}/{}", row.plural) } else { format!("{root}/{}", row.plural) };
+    let collection =
+        if row.namespaced { format!("{root}/namespaces/{{namespace}}/{}", row.plural) } else { format!("{root}/{}", row.plural) };
     let own = kind(row.group, row.version, row.kind);
     let list = kind(row.group, row.version, row.list_kind);
     let mut all = Vec::new();
@@ -144,7 +145,9 @@ fn operations(row: &Resource, verbs: &[&str], kind: Option<Kind>, list: Option<K
         });
         operation["parameters"] = parameters.collect();
         match *verb {
-            "create" | "update" => operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(kind.message)}}, "required": true}),
+            "create" | "update" => {
+                operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(kind.message)}}, "required": true})
+            }
             "patch" => {
                 let patch = json!({"schema": {"type": "object"}});
                 operation["requestBody"] = json!({"content": {"application/apply-patch+yaml": patch, "application/json-patch+json": patch,
@@ -194,7 +197,9 @@ fn schema(message: Message, group: &str, version: &str) -> Value {
     }
     let mut names: Vec<Value> = kinds().filter(|kind| kind.message == message).map(group_version_kind).collect();
     if message.package() == "io.k8s.apimachinery.pkg.apis.meta.v1" && !names.is_empty() {
-        names = [("", "v1"), (group, version)].map(|(group, version)| json!({"group": group, "version": version, "kind": message.name()})).into();
+        names = [("", "v1"), (group, version)]
+            .map(|(group, version)| json!({"group": group, "version": version, "kind": message.name()}))
+            .into();
         names.dedup();
     }
     if !names.is_empty() {
@@ -205,7 +210,7 @@ fn schema(message: Message, group: &str, version: &str) -> Value {
 
 fn property(field: Field) -> Value {
     let mut property = shape(field.ty());
-    if property.get("$ref").is_some() && (field.is_atomic() || !field.pointer()) {
+    if property.get("$ref").is_some() && !field.pointer() {
         property = json!({"allOf": [property]});
         if matches!(field.ty(), Type::Message(_)) {
             property["default"] = json!({});
@@ -220,7 +225,7 @@ fn property(field: Field) -> Value {
             property["x-kubernetes-list-map-keys"] = field.list_map_keys().collect();
         }
     }
-    if field.is_atomic() {
+    if field.is_atomic() && !matches!(field.ty(), Type::Message(_)) {
         property["x-kubernetes-map-type"] = "atomic".into();
     }
     let strategy = field.strategy();

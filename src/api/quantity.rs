@@ -121,6 +121,13 @@ impl Quantity {
         self.nanos % NANO == 0
     }
 
+    /// Rounded up (away from zero) to thousandths, as upstream rounds resource lists.
+    pub fn round_up_to_milli(self) -> Self {
+        let unit = NANO / 1000;
+        let rest = self.nanos % unit;
+        Self { nanos: self.nanos - rest + rest.signum() * unit, ..self }
+    }
+
     /// Keeps the notation of `self`, unless that is zero.
     #[allow(clippy::should_implement_trait)]
     pub fn add(self, other: Self) -> Self {
@@ -221,10 +228,38 @@ mod tests {
     #[test]
     fn text_becomes_canonical() {
         for (text, canonical) in [
-            ("0", "0"), ("-0", "0"), ("0Ki", "0"), ("1", "1"), ("1000", "1k"), ("1000m", "1"), ("0.5", "500m"), (".5", "500m"), ("1.", "1"),
-            ("100m", "100m"), ("1500m", "1500m"), ("1.5", "1500m"), ("1024", "1024"), ("1024Ki", "1Mi"), ("1Gi", "1Gi"), ("1.5Gi", "1536Mi"), ("0.5Ki", "512"),
-            ("512Mi", "512Mi"), ("1e3", "1e3"), ("1E3", "1e3"), ("12e6", "12e6"), ("1E", "1E"), ("1000k", "1M"), ("-1.5", "-1500m"), ("+3", "3"), ("0.001", "1m"),
-            ("1n", "1n"), ("0.1n", "1n"), ("100000000000000000000Ei", "170141183460469231731687303715"), ("1000Ki", "1000Ki"), ("1025Mi", "1025Mi"), ("0.1Ki", "102400m"),
+            ("0", "0"),
+            ("-0", "0"),
+            ("0Ki", "0"),
+            ("1", "1"),
+            ("1000", "1k"),
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            (".5", "500m"),
+            ("1.", "1"),
+            ("100m", "100m"),
+            ("1500m", "1500m"),
+            ("1.5", "1500m"),
+            ("1024", "1024"),
+            ("1024Ki", "1Mi"),
+            ("1Gi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("0.5Ki", "512"),
+            ("512Mi", "512Mi"),
+            ("1e3", "1e3"),
+            ("1E3", "1e3"),
+            ("12e6", "12e6"),
+            ("1E", "1E"),
+            ("1000k", "1M"),
+            ("-1.5", "-1500m"),
+            ("+3", "3"),
+            ("0.001", "1m"),
+            ("1n", "1n"),
+            ("0.1n", "1n"),
+            ("100000000000000000000Ei", "170141183460469231731687303715"),
+            ("1000Ki", "1000Ki"),
+            ("1025Mi", "1025Mi"),
+            ("0.1Ki", "102400m"),
         ] {
             let quantity = Quantity::parse(text).unwrap();
             if text.len() < 20 {

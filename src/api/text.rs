@@ -93,7 +93,11 @@ pub fn likely<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opti
     if word.len() > 64 {
         return None;
     }
-    candidates.map(|candidate| (distance(word, candidate), candidate)).filter(|(distance, _)| *distance <= allowed).min().map(|(_, name)| name)
+    candidates
+        .map(|candidate| (distance(word, candidate), candidate))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min()
+        .map(|(_, name)| name)
 }
 
 #[cfg(test)]
@@ -118,7 +122,10 @@ mod tests {
                 assert_eq!(parse_duration(text), Some(nanos), "{text}");
             }
         }
-        assert_eq!((parse_duration("5"), parse_duration(""), parse_duration("1x"), parse_duration("1h15m")), (None, None, None, Some(4_500_000_000_000)));
+        assert_eq!(
+            (parse_duration("5"), parse_duration(""), parse_duration("1x"), parse_duration("1h15m")),
+            (None, None, None, Some(4_500_000_000_000))
+        );
     }
 
     #[test]

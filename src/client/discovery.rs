@@ -83,7 +83,10 @@ impl Resource {
     }
 
     fn is_called(&self, name: &str) -> bool {
-        self.plural == name || self.singular == name || self.short_names.iter().any(|short| short == name) || self.kind.to_lowercase() == name
+        self.plural == name
+            || self.singular == name
+            || self.short_names.iter().any(|short| short == name)
+            || self.kind.to_lowercase() == name
     }
 }
 
@@ -135,7 +138,8 @@ impl Resolver {
             return Ok(row.clone());
         }
         let lower = word.to_lowercase();
-        let names = served.iter().flat_map(|row| [&*row.plural, &*row.singular].into_iter().chain(row.short_names.iter().map(|name| &**name)));
+        let names =
+            served.iter().flat_map(|row| [&*row.plural, &*row.singular].into_iter().chain(row.short_names.iter().map(|name| &**name)));
         let likely = likely(&lower, names).map(str::to_owned);
         bail!(Unknown { word: word.to_owned(), likely })
     }
@@ -183,7 +187,9 @@ impl Resolver {
 
     /// A server without aggregated discovery is asked for each group version.
     async fn one_by_one(&self, index: &Value) -> Result<Vec<Resource>> {
-        let texts = |list: &Value| -> Vec<String> { list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect() };
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().into_iter().flatten().filter_map(|item| item.as_str().map(str::to_owned)).collect()
+        };
         let mut paths: Vec<String> = texts(&index["versions"]).into_iter().map(|version| format!("/api/{version}")).collect();
         for group in index["groups"].as_array().into_iter().flatten() {
             for version in group["versions"].as_array().into_iter().flatten() {

@@ -71,9 +71,9 @@ pub struct Unreachable {
 
 impl Unreachable {
     pub fn is_connection_refused(&self) -> bool {
-        self.why.chain().any(|cause| {
-            cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
-        })
+        self.why
+            .chain()
+            .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused))
     }
 }
 

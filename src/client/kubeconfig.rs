@@ -263,10 +263,7 @@ pub fn merge(path: &Path, context: &NewContext) -> Result<()> {
     let name = context.name;
     let base64 = |text: &str| BASE64.encode(text);
     let cluster = mapping([("server", context.server.into()), ("certificate-authority-data", base64(context.certificate_authority))]);
-    let user = mapping([
-        ("client-certificate-data", base64(context.client_certificate)),
-        ("client-key-data", base64(context.client_key)),
-    ]);
+    let user = mapping([("client-certificate-data", base64(context.client_certificate)), ("client-key-data", base64(context.client_key))]);
     let link = mapping([("cluster", name.to_owned()), ("user", name.to_owned())]);
     edit(path, |config| {
         set_entry(config, "clusters", name, cluster);
@@ -387,7 +384,13 @@ mod tests {
     const OTHERS: &str = "apiVersion: v1\nkind: Config\npreferences: {colors: true}\nclusters:\n- name: prod\n  cluster: {server: 'https://prod:6443', certificate-authority: ca.pem}\nusers:\n- name: me\n  user: {token: secret}\ncontexts:\n- name: prod\n  context: {cluster: prod, user: me, namespace: shop}\ncurrent-context: prod\n";
 
     fn edge() -> NewContext<'static> {
-        NewContext { name: "edge", server: "https://127.0.0.1:6443", certificate_authority: "CA", client_certificate: "CRT", client_key: "KEY" }
+        NewContext {
+            name: "edge",
+            server: "https://127.0.0.1:6443",
+            certificate_authority: "CA",
+            client_certificate: "CRT",
+            client_key: "KEY",
+        }
     }
 
     #[test]

@@ -37,8 +37,7 @@ pub const PAGE_OBJECTS: u32 = 500;
 
 pub const JSON: &str = "application/json";
 /// What `get` asks for: a table, or the objects from a server that makes none.
-pub const TABLE: &str =
-    "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
+pub const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
 
 /// The kinds of PATCH.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

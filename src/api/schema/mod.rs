@@ -22,8 +22,18 @@ pub struct Kind {
 const META: &str = "meta.k8s.io";
 /// Kinds of `meta.k8s.io/v1` that clients send under the group and version they are working with.
 const IN_EVERY_GROUP: [&str; 12] = [
-    "APIGroup", "APIGroupList", "APIResourceList", "APIVersions", "CreateOptions", "DeleteOptions", "GetOptions", "ListOptions", "PatchOptions",
-    "Status", "UpdateOptions", "WatchEvent",
+    "APIGroup",
+    "APIGroupList",
+    "APIResourceList",
+    "APIVersions",
+    "CreateOptions",
+    "DeleteOptions",
+    "GetOptions",
+    "ListOptions",
+    "PatchOptions",
+    "Status",
+    "UpdateOptions",
+    "WatchEvent",
 ];
 
 /// Looks a kind up; those of meta/v1 that every group has (`DeleteOptions`, `Status`, …) are found under any group and version.

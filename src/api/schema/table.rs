@@ -19,6 +19,7 @@ const REQUIRED: u8 = 1;
 const INLINE: u8 = 2;
 const OMIT_EMPTY: u8 = 4;
 const POINTER: u8 = 8;
+const OMIT_ZERO: u8 = 16;
 
 /// A struct of the API, as `Container`. It is a number: copy it freely.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -179,6 +180,11 @@ impl Field {
     /// Go leaves it out when it is zero.
     pub fn omit_empty(self) -> bool {
         self.flag(OMIT_EMPTY)
+    }
+
+    /// Go leaves it out when it is a struct without a field set.
+    pub fn omit_zero(self) -> bool {
+        self.flag(OMIT_ZERO)
     }
 
     /// A pointer in Go: zero and absent are different.

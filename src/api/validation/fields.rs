@@ -149,7 +149,8 @@ impl Check {
             Type::Time | Type::MicroTime => match value {
                 Value::String(text) => {
                     if Timestamp::parse(text).is_none() {
-                        let message = format!("parsing time \"{text}\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"{text}\" as \"2006\"");
+                        let message =
+                            format!("parsing time \"{text}\" as \"2006-01-02T15:04:05Z07:00\": cannot parse \"{text}\" as \"2006\"");
                         self.wrong(path, message);
                     }
                 }
