@@ -14,3 +14,4 @@ pub mod status;
 pub mod testdata;
 pub mod text;
 pub mod validation;
+pub mod workloads;
