@@ -1,0 +1,234 @@
+//! Watches over nodes: a silent one becomes Unknown, and each condition that speaks against new pods becomes a taint
+//! (upstream `pkg/controller/nodelifecycle`). It never moves a pod, and never touches taints that are not its own.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::feed::{Index, Notice};
+use super::queue::Queue;
+use super::{Loop, Name, Shared};
+use crate::api::schema::Resource;
+use crate::base::time::Timestamp;
+use crate::master::recorder::Recorder;
+use crate::master::store::Key;
+use crate::master::store::objects::Part;
+
+/// How long a node may be silent; kube-controller-manager `--node-monitor-grace-period`.
+const GRACE: Duration = Duration::from_secs(40);
+/// Namespace of the leases that nodes renew.
+const LEASES: &str = "kube-node-lease";
+
+/// Condition, the status that speaks against new pods, and the taint that says so; core/v1 well-known taints.
+const TAINTS: [(&str, &str, &str); 6] = [
+    ("Ready", "False", "node.kubernetes.io/not-ready"),
+    ("Ready", "Unknown", "node.kubernetes.io/unreachable"),
+    ("MemoryPressure", "True", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "True", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
+    ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
+];
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+pub struct Controller {
+    shared: Rc<Shared>,
+    recorder: Rc<Recorder>,
+    nodes: &'static Resource,
+    leases: &'static Resource,
+    /// When each node was last heard of, by our own clock: theirs may be years off.
+    heard: RefCell<HashMap<String, Timestamp>>,
+    queue: Queue<Name>,
+}
+
+impl Controller {
+    pub fn new(shared: &Rc<Shared>, recorder: &Rc<Recorder>) -> Rc<Self> {
+        let controller = Rc::new(Self {
+            nodes: shared.resource("", "v1", "nodes"),
+            leases: shared.resource("coordination.k8s.io", "v1", "leases"),
+            shared: shared.clone(),
+            recorder: recorder.clone(),
+            heard: RefCell::default(),
+            queue: Queue::new(),
+        });
+        let listener = controller.clone();
+        shared.feed.listen(move |notice, _: &Index| listener.notice(notice));
+        controller
+    }
+
+    fn notice(&self, notice: &Notice) {
+        let key = &notice.object.key;
+        if notice.is(self.leases) && key.namespace == LEASES && !notice.is_deleted() {
+            // A renewal is no work; who is silent is found when the node's time is up.
+            if let Some(heard) = self.heard.borrow_mut().get_mut(&key.name) {
+                *heard = self.shared.now();
+            }
+        } else if notice.is(self.nodes) {
+            if notice.is_deleted() {
+                self.heard.borrow_mut().remove(&key.name);
+                return;
+            }
+            let node = notice.object.value();
+            let speaks = condition(&node, "Ready") != "Unknown";
+            let mut heard = self.heard.borrow_mut();
+            let last = heard.entry(key.name.clone()).or_insert_with(|| self.shared.now());
+            if speaks && notice.change.is_some() {
+                *last = self.shared.now();
+            }
+            drop(heard);
+            self.queue.add(Name::of(key));
+        }
+    }
+}
+
+impl Loop for Controller {
+    type Key = Name;
+    const NAME: &'static str = "node";
+    const WORKERS: usize = 1;
+
+    fn queue(&self) -> &Queue<Name> {
+        &self.queue
+    }
+
+    async fn sync(&self, name: &Name) -> anyhow::Result<Option<Duration>> {
+        let objects = self.shared.objects();
+        let Some(object) = objects.store().get(&Key::new(self.nodes, "", &name.name)) else { return Ok(None) };
+        let now = self.shared.now();
+        let heard = *self.heard.borrow_mut().entry(name.name.clone()).or_insert(now);
+        let silent = now.since(heard);
+        let mut node = object.value();
+        if silent >= GRACE && condition(&node, "Ready") != "Unknown" {
+            let silenced = objects.update(self.nodes, "", &name.name, Part::Status, false, |live| Ok(silence(live, now))).await?;
+            node = silenced.value();
+            log::warn!("node={name} is silent since {heard}");
+            self.recorder.normal(&object, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
+        }
+        if let Some(taints) = taints(&node) {
+            objects
+                .update(self.nodes, "", &name.name, Part::Whole, false, |live| {
+                    let mut desired = live.clone();
+                    if let Some(taints) = self::taints(live) {
+                        set_taints(&mut desired, taints);
+                    }
+                    Ok(desired)
+                })
+                .await?;
+            log::info!("node={name} taints={}", taints.iter().filter_map(|taint| taint["key"].as_str()).collect::<Vec<_>>().join(","));
+        }
+        // A silent node is looked at again when it speaks.
+        Ok((silent < GRACE).then(|| GRACE - silent))
+    }
+}
+
+/// The status of a node's condition; empty if it has none.
+fn condition<'a>(node: &'a Value, kind: &str) -> &'a str {
+    let conditions = node["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+    conditions.iter().find(|each| each["type"] == kind).and_then(|each| each["status"].as_str()).unwrap_or_default()
+}
+
+/// The node with all that it said about itself taken as unknown.
+fn silence(live: &Value, now: Timestamp) -> Value {
+    let mut node = live.clone();
+    let conditions = &mut node["status"]["conditions"];
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    let conditions = conditions.as_array_mut().expect("it was made an array just above");
+    for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
+        let (reason, message) = ("NodeStatusUnknown", "Kubelet stopped posting node status.");
+        match conditions.iter_mut().find(|each| each["type"] == kind) {
+            Some(known) if known["status"] == "Unknown" => (),
+            Some(known) => {
+                known["status"] = "Unknown".into();
+                known["reason"] = reason.into();
+                known["message"] = message.into();
+                known["lastTransitionTime"] = now.to_string().into();
+            }
+            None => conditions.push(json!({
+                "type": kind, "status": "Unknown", "reason": "NodeStatusNeverUpdated", "message": "Kubelet never posted node status.",
+                "lastHeartbeatTime": now.to_string(), "lastTransitionTime": now.to_string(),
+            })),
+        }
+    }
+    node
+}
+
+/// The taints the node should have; `None` if it has them. Those of other keys and effects stay as they are.
+fn taints(node: &Value) -> Option<Vec<Value>> {
+    let mut wanted: Vec<&str> =
+        TAINTS.iter().filter(|(kind, against, _)| condition(node, kind) == *against).map(|(_, _, taint)| *taint).collect();
+    if condition(node, "Ready").is_empty() {
+        wanted.push("node.kubernetes.io/not-ready");
+    }
+    if node["spec"]["unschedulable"] == true {
+        wanted.push(UNSCHEDULABLE);
+    }
+    let observed = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+    let is_ours = |taint: &Value| {
+        let key = taint["key"].as_str().unwrap_or_default();
+        taint["effect"] == "NoSchedule" && (key == UNSCHEDULABLE || TAINTS.iter().any(|(_, _, ours)| *ours == key))
+    };
+    let mut desired: Vec<Value> =
+        observed.iter().filter(|taint| !is_ours(taint) || wanted.iter().any(|key| taint["key"] == *key)).cloned().collect();
+    for key in wanted {
+        if !desired.iter().any(|taint| is_ours(taint) && taint["key"] == key) {
+            desired.push(json!({"key": key, "effect": "NoSchedule"}));
+        }
+    }
+    (desired != observed).then_some(desired)
+}
+
+fn set_taints(node: &mut Value, taints: Vec<Value>) {
+    if taints.is_empty() {
+        if let Some(spec) = node["spec"].as_object_mut() {
+            spec.remove("taints");
+        }
+    } else {
+        node["spec"]["taints"] = taints.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_become_taints_and_other_taints_stay() {
+        let node = |ready: &str, unschedulable: bool, taints: Value| {
+            json!({
+                "spec": {"unschedulable": unschedulable, "taints": taints},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            })
+        };
+        let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+        let unreachable = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"});
+        let unschedulable = json!({"key": UNSCHEDULABLE, "effect": "NoSchedule"});
+        let users = json!({"key": "mine", "effect": "NoSchedule"});
+        let check = |node: Value, expected: Option<Vec<&Value>>| {
+            assert_eq!(taints(&node), expected.map(|expected| expected.into_iter().cloned().collect()), "{node}");
+        };
+        check(node("True", false, json!([])), None);
+        check(node("True", false, json!([users])), None);
+        check(node("False", false, json!([users])), Some(vec![&users, &not_ready]));
+        check(node("Unknown", false, json!([not_ready, users])), Some(vec![&users, &unreachable]));
+        check(node("True", false, json!([not_ready])), Some(vec![]));
+        check(node("True", true, json!([])), Some(vec![&unschedulable]));
+        check(json!({"spec": {}}), Some(vec![&not_ready]));
+    }
+
+    #[test]
+    fn a_silent_node_knows_nothing_of_itself_any_more() {
+        let now = Timestamp::from_seconds(1_800_000_000);
+        let heartbeat = "2026-01-01T00:00:00Z";
+        let node = silence(&json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat}]}}), now);
+        let ready = &node["status"]["conditions"][0];
+        assert_eq!(
+            (&ready["status"], &ready["reason"], &ready["lastHeartbeatTime"]),
+            (&json!("Unknown"), &json!("NodeStatusUnknown"), &json!(heartbeat))
+        );
+        assert_eq!(node["status"]["conditions"].as_array().unwrap().len(), 4);
+        assert_eq!(silence(&node, Timestamp::from_seconds(1_800_000_100)), node);
+    }
+}
