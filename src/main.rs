@@ -5,6 +5,7 @@ mod api;
 mod base;
 mod cli;
 mod client;
+mod image;
 mod master;
 mod network;
 mod sys;
