@@ -15,6 +15,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     base::log::init(log::LevelFilter::Info);
-    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    ExitCode::from(cli::main(words))
+    let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    ExitCode::from(match words.split_first() {
+        Some((role, rest)) if role == cli::up::node::ROLE => cli::up::node::main(rest),
+        Some((role, rest)) if role == cli::up::hello::ROLE => cli::up::hello::main(rest),
+        _ => cli::main(words),
+    })
 }

@@ -10,6 +10,7 @@ mod output;
 mod select;
 mod table;
 mod tabwriter;
+pub mod up;
 mod yaml;
 
 use std::cell::{Cell, OnceCell};
@@ -61,6 +62,12 @@ macro_rules! verb {
 const GROUPS: &[(&str, &[Verb])] = &[(
     "Basic Commands",
     &[verb!("get", "Display one or many resources", "get (TYPE[.VERSION][.GROUP] [NAME | -l label] | TYPE/NAME ...) [flags]", get::EXAMPLES, get::Flags, get::run)],
+), (
+    "A Cluster on This Machine",
+    &[
+        verb!("up", "Start a cluster to try things on", "up [--name NAME] [flags]", up::EXAMPLES, up::Flags, up::run),
+        verb!("down", "Take such a cluster away, without a trace", "down [--name NAME]", up::down::EXAMPLES, up::down::Flags, up::down::run),
+    ],
 )];
 
 fn verbs() -> impl Iterator<Item = &'static Verb> {

@@ -1,0 +1,254 @@
+//! The cgroups of a cluster: one group in each hierarchy of the machine, v1 or v2, that holds every process of it and no
+//! other. By them `down` finds what belongs to a cluster, whatever became of its records. It mounts nothing on the host.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::cluster::Cluster;
+
+/// The group of a node's init and daemons: in v2 a group with groups below it has no processes of its own.
+pub const INIT_GROUP: &str = "init";
+
+/// How long killed processes may take to go: one may hang on a slow disk.
+const KILL_DEADLINE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(5);
+
+/// One tree of cgroups, cgroups(7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    pub mount_point: PathBuf,
+    /// The mount options that name a v1 hierarchy, such as `memory` or `name=systemd`; `None` for v2.
+    pub v1_options: Option<String>,
+}
+
+/// The hierarchies that are mounted here.
+pub fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let found = parse_hierarchies(&mounts);
+    ensure!(!found.is_empty(), "no cgroups are mounted: mount cgroup2 on /sys/fs/cgroup (your init system does that as a rule)");
+    Ok(found)
+}
+
+/// proc_pid_mountinfo(5).
+fn parse_hierarchies(mounts: &str) -> Vec<Hierarchy> {
+    let mut devices = BTreeSet::new();
+    let mut found = Vec::new();
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let (left, right): (Vec<&str>, Vec<&str>) = (left.split(' ').collect(), right.split(' ').collect());
+        let ([_, _, device, _, mount_point, ..], [kind, _, options, ..]) = (left.as_slice(), right.as_slice()) else { continue };
+        let v1_options = match *kind {
+            "cgroup2" => None,
+            "cgroup" => {
+                let names = |word: &&str| !["rw", "ro", "xattr", "noprefix", "clone_children"].contains(word);
+                let names_only = |word: &&str| names(word) && !word.starts_with("release_agent=");
+                Some(options.split(',').filter(names_only).collect::<Vec<_>>().join(","))
+            }
+            _ => continue,
+        };
+        // The same hierarchy may be mounted in several places.
+        if devices.insert(*device) {
+            found.push(Hierarchy { mount_point: mount_point.into(), v1_options });
+        }
+    }
+    found
+}
+
+impl Hierarchy {
+    fn cluster(&self, cluster: &Cluster) -> PathBuf {
+        self.mount_point.join(format!("edgectl-{}", cluster.name()))
+    }
+
+    fn node(&self, cluster: &Cluster, node: &str) -> PathBuf {
+        self.cluster(cluster).join(node)
+    }
+
+    /// Makes `group` and prepares it to hold processes: a v1 cpuset is born empty, v2 hands controllers down on request.
+    fn create(&self, group: &Path) -> Result<()> {
+        match fs::create_dir(group) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("make cgroup {}", group.display()));
+            }
+            _ => {}
+        }
+        let parent = group.parent().context("a cgroup has a parent")?;
+        if self.v1_options.is_none() {
+            return Ok(());
+        }
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            let (from, to) = (parent.join(name), group.join(name));
+            if from.exists() {
+                let value = fs::read_to_string(&from).with_context(|| format!("read {}", from.display()))?;
+                fs::write(&to, value.trim()).with_context(|| format!("write {}", to.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// v2: gives the groups below `group` the controllers that `group` has itself. One that cannot be given is not there:
+    /// the node then says itself what it lacks.
+    fn hand_controllers_down(&self, group: &Path) -> Result<()> {
+        if self.v1_options.is_some() {
+            return Ok(());
+        }
+        let read = |name: &str| fs::read_to_string(group.join(name)).with_context(|| format!("read {name} of cgroup {}", group.display()));
+        let given = read("cgroup.subtree_control")?;
+        for controller in read("cgroup.controllers")?.split_whitespace() {
+            if !given.split_whitespace().any(|name| name == controller)
+                && let Err(error) = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"))
+            {
+                log::debug!("cgroup={} controller={controller} not handed down: {error}", group.display());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the node's group in each hierarchy and moves the calling process there.
+pub fn enter(cluster: &Cluster, node: &str) -> Result<()> {
+    for hierarchy in hierarchies()? {
+        hierarchy.hand_controllers_down(&hierarchy.mount_point)?;
+        hierarchy.create(&hierarchy.cluster(cluster))?;
+        hierarchy.hand_controllers_down(&hierarchy.cluster(cluster))?;
+        let group = hierarchy.node(cluster, node);
+        hierarchy.create(&group)?;
+        join(&group)?;
+    }
+    Ok(())
+}
+
+/// Moves the calling process into the group `init` of each hierarchy, as its own cgroup namespace has them mounted.
+pub fn enter_init() -> Result<()> {
+    for hierarchy in hierarchies()? {
+        let group = hierarchy.mount_point.join(INIT_GROUP);
+        hierarchy.create(&group)?;
+        join(&group)?;
+    }
+    Ok(())
+}
+
+fn join(group: &Path) -> Result<()> {
+    // 0 is the process that writes, whatever its number is in which namespace.
+    fs::write(group.join("cgroup.procs"), "0").with_context(|| format!("enter cgroup {}", group.display()))
+}
+
+/// Whether there is a group of the cluster.
+pub fn exists(cluster: &Cluster) -> Result<bool> {
+    Ok(hierarchies()?.iter().any(|hierarchy| hierarchy.cluster(cluster).exists()))
+}
+
+/// The processes of one node, by their numbers in the caller's PID namespace.
+pub fn node_processes(cluster: &Cluster, node: &str) -> Result<BTreeSet<i32>> {
+    let mut found = BTreeSet::new();
+    for hierarchy in hierarchies()? {
+        collect(&hierarchy.node(cluster, node), &mut found)?;
+    }
+    Ok(found)
+}
+
+/// Kills every process of the cluster and waits until they are gone; then removes its groups.
+pub fn destroy(cluster: &Cluster) -> Result<()> {
+    let hierarchies = hierarchies()?;
+    let deadline = Instant::now() + KILL_DEADLINE;
+    loop {
+        let mut left = BTreeSet::new();
+        for hierarchy in &hierarchies {
+            collect(&hierarchy.cluster(cluster), &mut left)?;
+        }
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() > deadline {
+            bail!("processes {left:?} of cluster {} do not end", cluster.name());
+        }
+        for hierarchy in &hierarchies {
+            thaw(&hierarchy.cluster(cluster));
+        }
+        for pid in left {
+            // That it has gone meanwhile is what we want.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        thread::sleep(POLL);
+    }
+    for hierarchy in &hierarchies {
+        remove(&hierarchy.cluster(cluster), deadline)?;
+    }
+    Ok(())
+}
+
+/// The groups below `group`, and last itself; none if it is not there.
+fn tree(group: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(group) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        other => other.with_context(|| format!("list cgroup {}", group.display()))?,
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        found.extend(tree(&entry.path())?);
+    }
+    found.push(group.to_owned());
+    Ok(found)
+}
+
+fn collect(group: &Path, into: &mut BTreeSet<i32>) -> Result<()> {
+    for group in tree(group)? {
+        // The group may have gone since it was listed.
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        into.extend(processes.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
+    }
+    Ok(())
+}
+
+/// A frozen process of v1 does not even die.
+fn thaw(group: &Path) {
+    for group in tree(group).unwrap_or_default() {
+        // Only the freezer's groups have the file.
+        let _ = fs::write(group.join("freezer.state"), "THAWED");
+    }
+}
+
+/// Removes a group with all below it. The kernel lets go of the last process a moment after it has ended.
+fn remove(group: &Path, deadline: Instant) -> Result<()> {
+    for group in tree(group)? {
+        loop {
+            match fs::remove_dir(&group) {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => thread::sleep(POLL),
+                Err(error) => return Err(error).with_context(|| format!("remove cgroup {}", group.display())),
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_are_read_from_the_mounts() {
+        let mounts = "\
+25 18 0:22 / /sys/fs/cgroup rw,relatime shared:9 - tmpfs tmpfs rw,mode=755
+26 25 0:23 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
+27 25 0:24 / /sys/fs/cgroup/systemd rw shared:11 - cgroup cgroup rw,xattr,release_agent=/lib/systemd/x,name=systemd
+28 25 0:25 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+29 25 0:25 / /mnt/again rw - cgroup cgroup rw,cpu,cpuacct
+";
+        let expected = [("unified", None), ("systemd", Some("name=systemd")), ("cpu,cpuacct", Some("cpu,cpuacct"))];
+        let expected = expected.map(|(name, options)| Hierarchy {
+            mount_point: Path::new("/sys/fs/cgroup").join(name),
+            v1_options: options.map(str::to_owned),
+        });
+        assert_eq!(parse_hierarchies(mounts), expected);
+        assert_eq!(parse_hierarchies("25 18 0:22 / / rw - ext4 /dev/vda rw\n"), []);
+    }
+}

@@ -1,0 +1,279 @@
+//! `edgectl up`: a cluster to try things on, each node in namespaces of its own. Nothing is made in the host's network
+//! namespace but the API's socket on loopback, and nothing is mounted where the host sees it. Running it again finds what
+//! runs, and starts what was stopped. The tests' lab is this code.
+
+mod cgroup;
+mod cluster;
+pub mod down;
+pub mod hello;
+mod link;
+pub mod node;
+mod preflight;
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use argh::{ArgsInfo, FromArgs};
+use serde_json::Value;
+
+use super::Context;
+use crate::client::kubeconfig::{self, NewContext, Overrides};
+use crate::client::{Client, Manner, Target};
+use cluster::{Cluster, Record};
+use node::{Node, Stage};
+
+/// Where the API listens on the host, if nobody else does.
+const API_PORT: u16 = 6443;
+
+/// A board takes a while to make its certificates; a machine that takes longer than this has a fault.
+const API_DEADLINE: Duration = Duration::from_secs(60);
+const NODE_DEADLINE: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(5);
+
+/// Lines of a node's log that are shown when it does not come up.
+const LOG_LINES_SHOWN: usize = 10;
+
+#[derive(FromArgs, ArgsInfo, Debug)]
+/// start a cluster on this machine
+pub struct Flags {
+    /// the cluster's name
+    #[argh(option, default = "cluster::DEFAULT_NAME.to_owned()")]
+    pub name: String,
+    /// how many nodes it has
+    #[argh(option, default = "1")]
+    pub nodes: usize,
+    /// the port of 127.0.0.1 on which the API answers (6443, or another one if that is taken)
+    #[argh(option)]
+    pub api_port: Option<u16>,
+}
+
+pub const EXAMPLES: &str = "# A cluster of one node
+edgectl up
+# A second one beside it, which gets the context edgectl-shop
+edgectl up --name shop";
+
+/// Starts the cluster, or finds it running.
+pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
+    let cluster = Cluster::new(&flags.name)?;
+    ensure!(flags.nodes == 1, "a cluster of {} nodes is not possible yet: leave out --nodes", flags.nodes);
+    preflight::check()?;
+    let _lock = cluster.lock()?;
+    let node = cluster.node(1);
+    let mut progress = Progress::new()?;
+    let kubeconfig = absolute(&kubeconfig::file_for_new_entries(cx.global.kubeconfig.as_deref())?)?;
+    let known = cluster.record()?;
+
+    let mut record = match (init_pid(&cluster, &node)?, known) {
+        (Some(_), Some(record)) => {
+            progress.say(&format!("Cluster {} is running already", cluster.name()))?;
+            record
+        }
+        (_, known) => {
+            progress.say(&format!("Starting cluster {}", cluster.name()))?;
+            let known_port = known.as_ref().map(|record| record.api_port);
+            let listener = listen(flags.api_port, known_port)?;
+            let api_port = listener.local_addr().context("read the API's address")?.port();
+            let record = Record { api_port, kubeconfigs: known.map(|record| record.kubeconfigs).unwrap_or_default() };
+            cluster.write_record(&record)?;
+            progress.begin(&format!("node {node} has its namespaces"))?;
+            start_node(&cluster, &node, listener)?;
+            progress.done()?;
+            record
+        }
+    };
+
+    progress.begin(&format!("API answers on https://127.0.0.1:{}", record.api_port))?;
+    let (target, client) = wait_for_api(&cluster, &node, record.api_port).await?;
+    progress.done()?;
+    progress.begin(&format!("node {node} is Ready"))?;
+    wait_for_node(&cluster, &client, &node).await?;
+    progress.done()?;
+
+    progress.begin(&format!("context {} is the current one of {}", cluster.context(), kubeconfig.display()))?;
+    if !record.kubeconfigs.contains(&kubeconfig) {
+        record.kubeconfigs.push(kubeconfig.clone());
+        cluster.write_record(&record)?;
+    }
+    merge_context(&kubeconfig, &cluster.context(), &target)?;
+    progress.done()?;
+    progress.say(&next(&cluster))?;
+    Ok(0)
+}
+
+/// What to type next.
+fn next(cluster: &Cluster) -> String {
+    let name = if cluster.name() == cluster::DEFAULT_NAME { String::new() } else { format!(" --name {}", cluster.name()) };
+    format!(
+        "\nNext:\n  edgectl get nodes                 the node, from this shell; kubectl does as well\n  \
+         edgectl up --demo{name:<15}  a web server of three replicas\n  edgectl down{name:<20}  take the cluster away"
+    )
+}
+
+/// One line for each step, with the time that it took.
+struct Progress {
+    begun: Option<(String, Instant)>,
+    is_terminal: bool,
+}
+
+impl Progress {
+    fn new() -> Result<Self> {
+        Ok(Self { begun: None, is_terminal: io::stdout().is_terminal() })
+    }
+
+    fn say(&self, line: &str) -> Result<()> {
+        writeln!(io::stdout(), "{line}").context("write to standard output")
+    }
+
+    /// On a terminal the step is shown while it lasts.
+    fn begin(&mut self, step: &str) -> Result<()> {
+        self.begun = Some((step.to_owned(), Instant::now()));
+        if self.is_terminal {
+            write!(io::stdout(), "  … {step}").and_then(|()| io::stdout().flush()).context("write to standard output")?;
+        }
+        Ok(())
+    }
+
+    fn done(&mut self) -> Result<()> {
+        let Some((step, since)) = self.begun.take() else { return Ok(()) };
+        let start_of_line = if self.is_terminal { "\r\x1b[K" } else { "" };
+        self.say(&format!("{start_of_line}  ✓ {step:<60} {:>6} ms", since.elapsed().as_millis()))
+    }
+}
+
+impl Drop for Progress {
+    /// A step that failed keeps its line; the error stands below it.
+    fn drop(&mut self) {
+        if self.is_terminal && self.begun.is_some() {
+            let _ = writeln!(io::stdout());
+        }
+    }
+}
+
+/// The API's socket. The user's port must be free; the usual one, and that of the time before, only are preferred.
+fn listen(wanted: Option<u16>, known: Option<u16>) -> Result<TcpListener> {
+    let bind = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    if let Some(port) = wanted {
+        return match bind(port) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                bail!("port {port} of 127.0.0.1 is taken by another program: choose another one with --api-port, or leave the flag out")
+            }
+            other => other.with_context(|| format!("listen on 127.0.0.1:{port}")),
+        };
+    }
+    bind(known.unwrap_or(API_PORT)).or_else(|_| bind(0)).context("listen on 127.0.0.1")
+}
+
+/// Starts the node's init and waits until it has started the daemons.
+fn start_node(cluster: &Cluster, name: &str, listener: TcpListener) -> Result<()> {
+    // What an earlier node of that name left behind when it was killed.
+    cgroup::destroy(cluster)?;
+    let root = cluster.root(name);
+    std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
+    let node =
+        Node { cluster: cluster.name().to_owned(), name: name.to_owned(), number: 1, root, log: cluster.log(name), host_network_fd: -1 };
+    let mut process =
+        node.command(Stage::Enter, listener.into())?.stdout(Stdio::piped()).spawn().with_context(|| format!("start node {name}"))?;
+    let output = process.stdout.take().context("the node's output is piped")?;
+    let mut last = String::new();
+    for line in BufReader::new(output).lines() {
+        last = line.with_context(|| format!("start node {name}"))?;
+        if last == node::READY {
+            break;
+        }
+    }
+    process.wait().with_context(|| format!("start node {name}"))?;
+    match last.as_str() {
+        node::READY => Ok(()),
+        "" => bail!("start node {name}: its init ended without a word"),
+        error => bail!("start node {name}: {error}"),
+    }
+}
+
+/// The host's number of the node's process 1: the one that is number 1 in a namespace directly below ours.
+fn init_pid(cluster: &Cluster, node: &str) -> Result<Option<i32>> {
+    let is_init = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        let numbers: Vec<&str> = numbers.split_whitespace().collect();
+        matches!(numbers.as_slice(), [_, "1"])
+    };
+    Ok(cgroup::node_processes(cluster, node)?.into_iter().find(is_init))
+}
+
+/// The node's network namespace, as long as the node runs.
+pub(super) fn node_network(cluster: &Cluster, node: &str) -> Result<File> {
+    let pid = init_pid(cluster, node)?.with_context(|| format!("node {node} does not run"))?;
+    File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("open the network namespace of node {node}"))
+}
+
+/// Waits until the API says that it is ready; answers how to speak to it from the host.
+async fn wait_for_api(cluster: &Cluster, node: &str, port: u16) -> Result<(Target, Client)> {
+    let path = cluster.places(node).admin_kubeconfig();
+    let ask = async || -> Result<(Target, Client)> {
+        let overrides = Overrides { server: Some(format!("https://127.0.0.1:{port}")), ..Overrides::default() };
+        let target = kubeconfig::load(path.to_str())?.target(&overrides)?;
+        let client = Client::new(&target, Manner { timeout: Some(REQUEST_TIMEOUT), ..Manner::default() })?;
+        client.raw(hyper::Method::GET, "/readyz", "*/*", None).await?;
+        Ok((target, client))
+    };
+    wait(cluster, node, "the API does not answer", API_DEADLINE, ask).await
+}
+
+async fn wait_for_node(cluster: &Cluster, client: &Client, name: &str) -> Result<()> {
+    let path = format!("/api/v1/nodes/{name}");
+    let ask = async || -> Result<()> {
+        let node = client.get(&path).await?;
+        let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let ready: Option<&Value> = conditions.iter().find(|condition| condition["type"] == "Ready");
+        let ready = ready.context("it has not said that it is ready")?;
+        ensure!(ready["status"] == "True", "{}", ready["message"].as_str().unwrap_or("it says no reason"));
+        Ok(())
+    };
+    wait(cluster, name, &format!("node {name} does not become Ready"), NODE_DEADLINE, ask).await
+}
+
+/// Asks until the answer is good. When the node has died or time is up, the error has the last answer and the log's end.
+async fn wait<T>(cluster: &Cluster, node: &str, what: &str, deadline: Duration, ask: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let since = Instant::now();
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        let has_died = init_pid(cluster, node)?.is_none();
+        if has_died || since.elapsed() > deadline {
+            let why = if has_died { format!("node {node} has ended") } else { format!("{} s have passed", deadline.as_secs()) };
+            let path = cluster.log(node);
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            let shown = lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..].join("\n  ");
+            bail!(
+                "{what}: {why}: {error:#}\nthe end of {}:\n  {shown}\n'edgectl down --name {}' takes it away",
+                path.display(),
+                cluster.name()
+            );
+        }
+        smol::Timer::after(POLL).await;
+    }
+}
+
+fn merge_context(path: &Path, name: &str, target: &Target) -> Result<()> {
+    let text = |pem: &Option<Vec<u8>>| -> Result<String> {
+        String::from_utf8(pem.clone().context("the cluster's kubeconfig has no certificate")?).context("a certificate is text")
+    };
+    let (authority, certificate, key) =
+        (text(&target.certificate_authority)?, text(&target.client_certificate)?, text(&target.client_key)?);
+    let context =
+        NewContext { name, server: &target.server, certificate_authority: &authority, client_certificate: &certificate, client_key: &key };
+    kubeconfig::merge(path, &context).with_context(|| format!("put context {name} into {}", path.display()))
+}
+
+fn absolute(path: &Path) -> Result<std::path::PathBuf> {
+    std::path::absolute(path).with_context(|| format!("find {}", path.display()))
+}
