@@ -8,6 +8,7 @@ mod client;
 mod image;
 mod master;
 mod network;
+mod runtime;
 mod sys;
 mod wire;
 

@@ -1,0 +1,308 @@
+//! A container's cgroup: one folder on v2, one in every hierarchy on v1 and hybrid systems.
+//! What to write where is planned in `v1` and `v2`; here it is done. It never touches the folders above, except to hand
+//! controllers (v2) or processors (v1 cpuset) down to those that lack them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::spec::Resources;
+
+mod device;
+mod v1;
+mod v2;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// statfs(2).
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+/// How long killed processes may take to leave.
+const EMPTY_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cgroup {
+    V2(PathBuf),
+    V1(Vec<Hierarchy>),
+}
+
+/// The container's folder in one hierarchy of v1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// `cpu`, `cpuacct`; `name=systemd` for one without controllers.
+    pub controllers: Vec<String>,
+    pub mount: PathBuf,
+    pub path: PathBuf,
+}
+
+/// The way in, opened before the child is made and for its use.
+pub enum Entrance {
+    /// To be born in: clone3 takes the folder.
+    V2(OwnedFd),
+    /// The `tasks` files: a thread that writes `0` moves itself.
+    V1(Vec<File>),
+}
+
+impl Cgroup {
+    /// Makes the cgroup at `path` (below the root of every hierarchy) and sets its limits. That it exists already is fine.
+    pub fn create(path: &Path, resources: &Resources) -> Result<Self> {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        if path.as_os_str().is_empty() || path.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
+            bail!("cgroup path {} is not below the root", path.display());
+        }
+        let cgroup = if unified() {
+            let folder = Path::new(ROOT).join(path);
+            make(&folder)?;
+            Self::V2(folder)
+        } else {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+            let mut hierarchies = v1::hierarchies(&mounts);
+            if hierarchies.is_empty() {
+                bail!("no cgroup hierarchy is mounted");
+            }
+            for hierarchy in &mut hierarchies {
+                hierarchy.path = hierarchy.mount.join(path);
+                make(&hierarchy.path)?;
+                if hierarchy.has("cpuset") {
+                    v1::inherit_processors(&hierarchy.mount, &hierarchy.path)?;
+                }
+            }
+            Self::V1(hierarchies)
+        };
+        let limited = match &cgroup {
+            Self::V2(folder) => v2::enable_controllers(folder).and_then(|()| device::limit_v2(folder, &resources.devices)),
+            Self::V1(hierarchies) => device::limit_v1(hierarchies, &resources.devices),
+        };
+        let limited = limited.and_then(|()| cgroup.update(resources));
+        if let Err(error) = limited {
+            // The first error is the one to report.
+            let _ = cgroup.remove();
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// Sets the limits that are given and leaves the others. Devices stay as they were at creation.
+    pub fn update(&self, resources: &Resources) -> Result<()> {
+        match self {
+            Self::V2(folder) => v2::plan(resources)?.iter().try_for_each(|(file, value)| write(&folder.join(file), value)),
+            Self::V1(hierarchies) => v1::apply(hierarchies, &v1::plan(resources)),
+        }
+    }
+
+    pub fn entrance(&self) -> Result<Entrance> {
+        Ok(match self {
+            Self::V2(folder) => {
+                let file = File::open(folder).with_context(|| format!("open {}", folder.display()))?;
+                Entrance::V2(file.into())
+            }
+            Self::V1(hierarchies) => Entrance::V1(
+                hierarchies
+                    .iter()
+                    .map(|hierarchy| {
+                        let path = hierarchy.path.join("tasks");
+                        OpenOptions::new().write(true).open(&path).with_context(|| format!("open {}", path.display()))
+                    })
+                    .collect::<Result<_>>()?,
+            ),
+        })
+    }
+
+    /// Every process in the cgroup and in those that the container made below it.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let mut found = Vec::new();
+        collect(self.main(), &mut found)?;
+        Ok(found)
+    }
+
+    /// Stops (or lets go on) every process.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        let (file, value, seen, wanted) = match self {
+            Self::V2(folder) => {
+                let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+                (folder.join("cgroup.freeze"), if frozen { "1" } else { "0" }, folder.join("cgroup.events"), wanted)
+            }
+            Self::V1(_) => {
+                let file = self.v1("freezer").context("no freezer hierarchy is mounted")?.join("freezer.state");
+                let value = if frozen { "FROZEN" } else { "THAWED" };
+                (file.clone(), value, file, value)
+            }
+        };
+        loop {
+            write(&file, value)?;
+            let state = fs::read_to_string(&seen).with_context(|| format!("read {}", seen.display()))?;
+            if state.lines().any(|line| line == wanted) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("{} does not become {wanted}", seen.display());
+            }
+            // v1 stays FREEZING while a process is busy, and has to be told again: kernel's freezer-subsystem.rst.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn frozen(&self) -> bool {
+        match self {
+            Self::V2(folder) => {
+                fs::read_to_string(folder.join("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "frozen 1"))
+            }
+            Self::V1(_) => {
+                let state = self.v1("freezer").and_then(|folder| fs::read_to_string(folder.join("freezer.state")).ok());
+                state.is_some_and(|state| state.trim() != "THAWED")
+            }
+        }
+    }
+
+    /// Kills every process and waits until they are gone.
+    pub fn kill(&self) -> Result<()> {
+        let deadline = Instant::now() + EMPTY_TIMEOUT;
+        loop {
+            let processes = self.processes()?;
+            if processes.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("processes {processes:?} do not die");
+            }
+            // cgroup.kill (Linux 5.14) also gets those that fork meanwhile; elsewhere the next round does.
+            let killed = matches!(self, Self::V2(folder) if fs::write(folder.join("cgroup.kill"), "1").is_ok());
+            if !killed {
+                for process in processes {
+                    // Gone meanwhile is what we want.
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(process), nix::sys::signal::Signal::SIGKILL);
+                }
+                if self.frozen() {
+                    // v1's frozen processes do not die before they thaw.
+                    self.freeze(false)?;
+                }
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Removes the cgroup with all that the container made below it. There must be no process in it any more.
+    pub fn remove(&self) -> Result<()> {
+        match self {
+            Self::V2(folder) => remove(folder),
+            Self::V1(hierarchies) => {
+                let removed = hierarchies.iter().map(|hierarchy| remove(&hierarchy.path));
+                removed.fold(Ok(()), |first, next| first.and(next))
+            }
+        }
+    }
+
+    /// The folder whose member list counts.
+    pub fn main(&self) -> &Path {
+        match self {
+            Self::V2(folder) => folder,
+            Self::V1(hierarchies) => {
+                let preferred = ["freezer", "pids", "memory"];
+                preferred.iter().find_map(|name| self.v1(name)).unwrap_or(&hierarchies[0].path)
+            }
+        }
+    }
+
+    /// The folder where this controller's files are.
+    pub fn folder(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Self::V2(folder) => Some(folder),
+            Self::V1(_) => self.v1(controller),
+        }
+    }
+
+    fn v1(&self, controller: &str) -> Option<&Path> {
+        match self {
+            Self::V2(_) => None,
+            Self::V1(hierarchies) => hierarchies.iter().find(|hierarchy| hierarchy.has(controller)).map(|hierarchy| hierarchy.path.as_path()),
+        }
+    }
+}
+
+impl Hierarchy {
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|own| own == controller)
+    }
+}
+
+impl Entrance {
+    /// Moves the calling thread, which must be the only one of its process, into the v1 folders.
+    ///
+    /// `tasks`, not `cgroup.procs`: for the caller's own single thread the kernel needs no lock over all processes, which
+    /// costs a wait for every processor (kernel commit 9a3284fad42f).
+    pub fn enter(&self) -> Result<()> {
+        if let Self::V1(files) = self {
+            for mut file in files {
+                file.write_all(b"0").context("enter the cgroup")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether v2 is all there is.
+pub fn unified() -> bool {
+    // The type of f_type differs between architectures.
+    rustix::fs::statfs(ROOT).is_ok_and(|stat| stat.f_type as i64 == CGROUP2_MAGIC)
+}
+
+fn make(folder: &Path) -> Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => fs::create_dir_all(folder),
+        other => other,
+    }
+    .with_context(|| format!("make {}", folder.display()))
+}
+
+fn write(file: &Path, value: &str) -> Result<()> {
+    // Never creates: a cgroup lacks the file when its controller is missing.
+    let written = OpenOptions::new().write(true).open(file).and_then(|mut file| file.write_all(value.as_bytes()));
+    written.with_context(|| format!("write {value:?} to {}", file.display()))
+}
+
+fn collect(folder: &Path, found: &mut Vec<i32>) -> Result<()> {
+    let list = match fs::read_to_string(folder.join("cgroup.procs")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        // A threaded cgroup of v2 does not list processes; its domain does.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
+        other => other.with_context(|| format!("read {}/cgroup.procs", folder.display()))?,
+    };
+    found.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for child in children(folder) {
+        collect(&child, found)?;
+    }
+    Ok(())
+}
+
+fn children(folder: &Path) -> Vec<PathBuf> {
+    // Two links are the folder's own: without more there is nothing to look for.
+    use std::os::linux::fs::MetadataExt;
+    if fs::metadata(folder).is_ok_and(|metadata| metadata.st_nlink() == 2) {
+        return Vec::new();
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    let deadline = Instant::now() + EMPTY_TIMEOUT;
+    loop {
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            // A process that is dying, or folders below.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                for child in children(folder) {
+                    remove(&child)?;
+                }
+                std::thread::sleep(Duration::from_micros(500));
+            }
+            other => return other.with_context(|| format!("remove {}", folder.display())),
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Containers by the OCI runtime specification, in our own code: namespaces, cgroups, root file systems, filters.
+//! It knows no image, no network address and no Kubernetes object, and keeps no process of its own running.
+
+pub mod capability;
+pub mod cgroup;
+pub mod channel;
+pub mod container;
+mod hook;
+mod init;
+mod mount_option;
+mod namespace;
+mod path;
+mod process;
+mod record;
+mod rootfs;
+mod seccomp;
+pub mod spec;
