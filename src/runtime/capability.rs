@@ -52,13 +52,21 @@ pub const NAMES: [&str; 41] = [
 ];
 
 /// The five sets of a process as bit masks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sets {
     pub bounding: CapabilitySet,
     pub effective: CapabilitySet,
     pub permitted: CapabilitySet,
     pub inheritable: CapabilitySet,
     pub ambient: CapabilitySet,
+}
+
+impl Default for Sets {
+    /// None at all.
+    fn default() -> Self {
+        let none = CapabilitySet::empty();
+        Self { bounding: none, effective: none, permitted: none, inheritable: none, ambient: none }
+    }
 }
 
 impl Sets {

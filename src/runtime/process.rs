@@ -239,7 +239,9 @@ pub fn connect(path: &Path) -> Result<OwnedFd> {
 }
 
 fn duplicate(fds: [std::os::fd::BorrowedFd; 3]) -> Result<()> {
-    rustix::stdio::dup2_stdin(fds[0]).and_then(|()| rustix::stdio::dup2_stdout(fds[1])).and_then(|()| rustix::stdio::dup2_stderr(fds[2]))
+    nix::unistd::dup2_stdin(fds[0])
+        .and_then(|()| nix::unistd::dup2_stdout(fds[1]))
+        .and_then(|()| nix::unistd::dup2_stderr(fds[2]))
         .context("put the standard descriptors in place")
 }
 

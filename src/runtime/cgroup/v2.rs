@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use super::{ROOT, write};
+use super::ROOT;
 use crate::runtime::spec::{Resources, Throttle};
 
 /// Lets `folder` have every controller that the root has: each folder above must pass them on.
