@@ -6,9 +6,11 @@ pub mod defaults;
 pub mod discovery;
 pub mod meta;
 pub mod openapi;
+pub mod patch;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;
+pub mod selector;
 pub mod status;
 #[cfg(test)]
 pub mod testdata;

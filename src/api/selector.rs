@@ -1,0 +1,477 @@
+//! Label selectors (equality and set based, as text and as `LabelSelector`) and field selectors. They only say what matches.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use super::schema::Resource;
+
+/// Why a selector cannot be read; the text goes to the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Malformed(pub String);
+
+impl fmt::Display for Malformed {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Malformed {}
+
+/// A label selector: all requirements must hold. An empty one matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Labels {
+    requirements: Vec<Requirement>,
+    /// Set for the selector that matches nothing.
+    nothing: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Requirement {
+    key: String,
+    operator: Operator,
+    values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+    GreaterThan,
+    LessThan,
+}
+
+/// Requirements in one selector.
+const REQUIREMENTS_MAX: usize = 1000;
+
+impl Labels {
+    /// Matches everything.
+    pub fn everything() -> Self {
+        Self::default()
+    }
+
+    /// Matches nothing: what a `LabelSelector` that is not there means.
+    pub fn nothing() -> Self {
+        Self { nothing: true, ..Self::default() }
+    }
+
+    /// Reads `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1,m<2`.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let mut requirements = Vec::new();
+        let mut rest = text.trim();
+        while !rest.is_empty() {
+            let (requirement, after) = requirement(rest).map_err(|why| Malformed(format!("unable to parse requirement: {why}")))?;
+            requirements.push(requirement);
+            rest = after.trim_start();
+            if let Some(after) = rest.strip_prefix(',') {
+                rest = after.trim_start();
+                if rest.is_empty() {
+                    return Err(Malformed("found '', expected: identifier after ','".into()));
+                }
+            } else if !rest.is_empty() {
+                return Err(Malformed(format!("found '{rest}', expected: ',' or 'end of string'")));
+            }
+            if requirements.len() > REQUIREMENTS_MAX {
+                return Err(Malformed(format!("more than {REQUIREMENTS_MAX} requirements")));
+            }
+        }
+        Ok(Self { requirements, nothing: false })
+    }
+
+    /// Reads a `LabelSelector` (`matchLabels`, `matchExpressions`). Null matches nothing, `{}` everything, as upstream has it.
+    pub fn from_selector(selector: &Value) -> Result<Self, Malformed> {
+        let Value::Object(selector) = selector else { return Ok(Self::nothing()) };
+        let mut requirements = Vec::new();
+        for (key, value) in selector.get("matchLabels").and_then(Value::as_object).into_iter().flatten() {
+            let value = value.as_str().unwrap_or_default().to_owned();
+            requirements.push(Requirement { key: key.clone(), operator: Operator::In, values: vec![value] });
+        }
+        for expression in selector.get("matchExpressions").and_then(Value::as_array).into_iter().flatten() {
+            requirements.push(expression_of(expression)?);
+        }
+        Ok(Self { requirements, nothing: false })
+    }
+
+    /// Reads a plain map of labels, as a Service's `spec.selector`. An empty one matches everything.
+    pub fn from_map(map: &Value) -> Self {
+        let entries = map.as_object().into_iter().flatten();
+        let requirements = entries.map(|(key, value)| {
+            let values = vec![value.as_str().unwrap_or_default().to_owned()];
+            Requirement { key: key.clone(), operator: Operator::In, values }
+        });
+        Self { requirements: requirements.collect(), nothing: false }
+    }
+
+    pub fn is_everything(&self) -> bool {
+        !self.nothing && self.requirements.is_empty()
+    }
+
+    /// Judges labels given as a JSON object; anything else has no labels.
+    pub fn matches(&self, labels: &Value) -> bool {
+        self.judge(|key| labels.get(key).and_then(Value::as_str))
+    }
+
+    pub fn matches_map(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.judge(|key| labels.get(key).map(String::as_str))
+    }
+
+    /// Judges labels that `get` looks up.
+    pub fn judge<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
+        !self.nothing && self.requirements.iter().all(|requirement| requirement.holds(get(&requirement.key)))
+    }
+}
+
+impl Requirement {
+    fn holds(&self, value: Option<&str>) -> bool {
+        let listed = |value: &str| self.values.iter().any(|known| known == value);
+        let number = |text: Option<&str>| text.and_then(|text| text.parse::<i64>().ok());
+        match self.operator {
+            Operator::In => value.is_some_and(listed),
+            Operator::NotIn => !value.is_some_and(listed),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+            Operator::GreaterThan | Operator::LessThan => match (number(value), number(self.values.first().map(String::as_str))) {
+                (Some(value), Some(bound)) => (self.operator == Operator::GreaterThan) == (value > bound) && value != bound,
+                _ => false,
+            },
+        }
+    }
+}
+
+/// Canonical text, as upstream prints it; it reads back as the same selector.
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        for (index, requirement) in self.requirements.iter().enumerate() {
+            let Requirement { key, operator, values } = requirement;
+            if index > 0 {
+                f.write_str(",")?;
+            }
+            let mut sorted = values.clone();
+            sorted.sort();
+            let list = sorted.join(",");
+            match operator {
+                Operator::In if values.len() == 1 => write!(f, "{key}={list}")?,
+                Operator::In => write!(f, "{key} in ({list})")?,
+                Operator::NotIn if values.len() == 1 => write!(f, "{key}!={list}")?,
+                Operator::NotIn => write!(f, "{key} notin ({list})")?,
+                Operator::Exists => write!(f, "{key}")?,
+                Operator::DoesNotExist => write!(f, "!{key}")?,
+                Operator::GreaterThan => write!(f, "{key}>{list}")?,
+                Operator::LessThan => write!(f, "{key}<{list}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads the first requirement of `text` and gives back what follows.
+fn requirement(text: &str) -> Result<(Requirement, &str), String> {
+    if let Some(rest) = text.strip_prefix('!') {
+        let (key, rest) = key(rest.trim_start())?;
+        return Ok((Requirement { key, operator: Operator::DoesNotExist, values: Vec::new() }, rest));
+    }
+    let (key, rest) = key(text)?;
+    let rest = rest.trim_start();
+    let one = |operator, rest: &str| -> Result<(Requirement, usize), String> {
+        let trimmed = rest.trim_start();
+        let end = trimmed.find(',').unwrap_or(trimmed.len());
+        let value = trimmed[..end].trim();
+        check_value(value)?;
+        Ok((Requirement { key: key.clone(), operator, values: vec![value.to_owned()] }, rest.len() - trimmed.len() + end))
+    };
+    for (symbol, operator) in
+        [("==", Operator::In), ("!=", Operator::NotIn), ("=", Operator::In), (">", Operator::GreaterThan), ("<", Operator::LessThan)]
+    {
+        let Some(after) = rest.strip_prefix(symbol) else { continue };
+        let (requirement, used) = one(operator, after)?;
+        if matches!(operator, Operator::GreaterThan | Operator::LessThan) && requirement.values[0].parse::<i64>().is_err() {
+            return Err("for 'Gt', 'Lt' operators, the value must be an integer".into());
+        }
+        return Ok((requirement, &after[used..]));
+    }
+    for (word, operator) in [("notin", Operator::NotIn), ("in", Operator::In)] {
+        let Some(after) = rest.strip_prefix(word) else { continue };
+        let Some(list) = after.trim_start().strip_prefix('(') else { return Err(format!("found '{after}' expected: '('")) };
+        let (inside, after) = list.split_once(')').ok_or_else(|| format!("found '{list}', expected: ',', or ')'"))?;
+        let values: Vec<String> = inside.split(',').map(|value| value.trim().to_owned()).collect();
+        values.iter().try_for_each(|value| check_value(value))?;
+        return Ok((Requirement { key, operator, values }, after));
+    }
+    if rest.is_empty() || rest.starts_with(',') {
+        return Ok((Requirement { key, operator: Operator::Exists, values: Vec::new() }, rest));
+    }
+    Err(format!("found '{}', expected: in, notin, =, ==, !=, gt, lt", rest.split([',', ' ']).next().unwrap_or_default()))
+}
+
+fn key(text: &str) -> Result<(String, &str), String> {
+    let end = text.find(|c: char| c.is_whitespace() || "=!<>,()".contains(c)).unwrap_or(text.len());
+    let key = &text[..end];
+    let name = key.rsplit('/').next().unwrap_or_default();
+    if name.is_empty() || name.len() > 63 || key.matches('/').count() > 1 || !word(name) {
+        return Err(format!("<nil>: Invalid value: \"{key}\": name part must consist of alphanumeric characters, '-', '_' or '.'"));
+    }
+    Ok((key.to_owned(), &text[end..]))
+}
+
+fn check_value(value: &str) -> Result<(), String> {
+    if value.len() > 63 || !value.is_empty() && !word(value) {
+        return Err(format!(
+            "values[0][]: Invalid value: \"{value}\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character"
+        ));
+    }
+    Ok(())
+}
+
+fn word(text: &str) -> bool {
+    let edge = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    edge(bytes.first()) && edge(bytes.last()) && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+}
+
+fn expression_of(expression: &Value) -> Result<Requirement, Malformed> {
+    let text = |key: &str| expression.get(key).and_then(Value::as_str).unwrap_or_default();
+    let operator = match text("operator") {
+        "In" => Operator::In,
+        "NotIn" => Operator::NotIn,
+        "Exists" => Operator::Exists,
+        "DoesNotExist" => Operator::DoesNotExist,
+        "Gt" => Operator::GreaterThan,
+        "Lt" => Operator::LessThan,
+        other => return Err(Malformed(format!("\"{other}\" is not a valid label selector operator"))),
+    };
+    let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
+    let values = values.map(|value| value.as_str().unwrap_or_default().to_owned()).collect();
+    Ok(Requirement { key: text("key").into(), operator, values })
+}
+
+/// A field selector: `metadata.name=x,status.phase!=Running`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    /// (path, value, whether it must be equal).
+    terms: Vec<(String, String, bool)>,
+}
+
+impl Fields {
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let mut terms = Vec::new();
+        for term in split_unescaped(text, ',') {
+            if term.is_empty() {
+                continue;
+            }
+            let (path, value, equal) = if let Some((path, value)) = term.split_once("!=") {
+                (path, value, false)
+            } else if let Some((path, value)) = term.split_once("==").or_else(|| term.split_once('=')) {
+                (path, value, true)
+            } else {
+                return Err(Malformed(format!("invalid selector: '{text}'; can't understand '{term}'")));
+            };
+            terms.push((path.trim().to_owned(), unescape(value), equal));
+        }
+        Ok(Self { terms })
+    }
+
+    /// Refuses fields that objects of `resource` cannot be selected by.
+    pub fn check(&self, resource: &Resource) -> Result<(), Malformed> {
+        for (path, ..) in &self.terms {
+            if !supported(resource, path) {
+                return Err(Malformed(format!("field label not supported: {path}")));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_everything(&self) -> bool {
+        self.terms.is_empty()
+    }
+
+    /// The name that must be equal, if the selector asks for one: then there is at most one object per namespace.
+    pub fn name(&self) -> Option<&str> {
+        self.terms.iter().find(|(path, _, equal)| path == "metadata.name" && *equal).map(|(_, value, _)| value.as_str())
+    }
+
+    /// The value that `path` must be equal to, if the selector asks for one.
+    pub fn value(&self, path: &str) -> Option<&str> {
+        self.terms.iter().find(|(known, _, equal)| known == path && *equal).map(|(_, value, _)| value.as_str())
+    }
+
+    pub fn matches(&self, object: &Value) -> bool {
+        self.terms.iter().all(|(path, value, equal)| (read(object, path) == *value) == *equal)
+    }
+}
+
+/// The value at a path, as text; absent fields are empty.
+fn read(object: &Value, path: &str) -> String {
+    let found = path.split('.').try_fold(object, |value, key| value.get(key));
+    match found {
+        Some(Value::String(text)) => text.clone(),
+        Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
+        None if path == "spec.unschedulable" || path == "spec.hostNetwork" => "false".into(),
+        // An older name of the same field.
+        None if path == "source" => object.pointer("/source/component").and_then(Value::as_str).unwrap_or_default().into(),
+        Some(Value::Object(map)) if path == "source" => map.get("component").and_then(Value::as_str).unwrap_or_default().into(),
+        _ => String::new(),
+    }
+}
+
+/// The field labels that upstream supports (pkg/apis/*/v1/conversion.go, pkg/registry/*/strategy.go).
+fn supported(resource: &Resource, path: &str) -> bool {
+    const EVENTS: &[&str] = &[
+        "involvedObject.kind",
+        "involvedObject.namespace",
+        "involvedObject.name",
+        "involvedObject.uid",
+        "involvedObject.apiVersion",
+        "involvedObject.resourceVersion",
+        "involvedObject.fieldPath",
+        "reason",
+        "reportingComponent",
+        "source",
+        "type",
+    ];
+    if path == "metadata.name" || path == "metadata.namespace" && resource.namespaced {
+        return true;
+    }
+    let fields: &[&str] = match (resource.group, resource.plural) {
+        ("", "pods") => &[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
+        ],
+        ("", "nodes") => &["spec.unschedulable"],
+        ("", "namespaces") => &["status.phase"],
+        ("", "secrets") => &["type"],
+        ("", "services") => &["spec.clusterIP", "spec.type"],
+        ("", "replicationcontrollers") | ("apps", "replicasets") => &["status.replicas"],
+        ("", "events") => EVENTS,
+        ("events.k8s.io", "events") => &[
+            "regarding.kind",
+            "regarding.namespace",
+            "regarding.name",
+            "regarding.uid",
+            "regarding.apiVersion",
+            "reason",
+            "reportingController",
+            "type",
+        ],
+        ("batch", "jobs") => &["status.successful"],
+        ("certificates.k8s.io", "certificatesigningrequests") => &["spec.signerName"],
+        ("resource.k8s.io", "resourceslices") => &["spec.nodeName", "spec.driver"],
+        ("networking.k8s.io", "ipaddresses") => &["spec.parentRef.name"],
+        _ => &[],
+    };
+    fields.contains(&path)
+}
+
+/// Splits at `at` where no backslash stands before it.
+fn split_unescaped(text: &str, at: char) -> Vec<&str> {
+    let (mut parts, mut start, mut escaped) = (Vec::new(), 0, false);
+    for (index, c) in text.char_indices() {
+        if c == at && !escaped {
+            parts.push(&text[start..index]);
+            start = index + 1;
+        }
+        escaped = c == '\\' && !escaped;
+    }
+    parts.push(&text[start..]);
+    parts
+}
+
+fn unescape(text: &str) -> String {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        out.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::schema::resource;
+
+    #[test]
+    fn label_selectors_match_as_written() {
+        let labels = json!({"app": "web", "tier": "front", "n": "5", "example.com/x": ""});
+        for (selector, expected) in [
+            ("", true),
+            ("app=web", true),
+            ("app == web", true),
+            ("app=db", false),
+            ("app!=db", true),
+            ("missing!=db", true),
+            ("app", true),
+            ("!app", false),
+            ("!missing", true),
+            ("app in (web, db)", true),
+            ("app in (db)", false),
+            ("app notin (db),tier=front", true),
+            ("app notin (web)", false),
+            ("missing notin (a)", true),
+            ("n>4", true),
+            ("n>5", false),
+            ("n<6", true),
+            ("n<5", false),
+            ("example.com/x=", true),
+            ("example.com/x", true),
+            ("app=web,tier=back", false),
+            (" app = web , tier ", true),
+        ] {
+            assert_eq!(Labels::parse(selector).unwrap().matches(&labels), expected, "{selector}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_selector_is_refused() {
+        for text in ["a=b=c", "=", "a in b", "a in (b", "a,", "a b", "a/b/c=d", "-a=b", "a=b c", "a>x", "!", "a=-"] {
+            assert!(Labels::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn label_selector_objects_match_as_their_text() {
+        let selector = json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "In", "values": ["front", "back"]},
+            {"key": "x", "operator": "DoesNotExist"}]});
+        let selector = Labels::from_selector(&selector).unwrap();
+        assert_eq!(selector.to_string(), "app=web,tier in (back,front),!x");
+        assert_eq!(Labels::parse(&selector.to_string()).unwrap().to_string(), selector.to_string());
+        assert!(selector.matches(&json!({"app": "web", "tier": "back"})) && !selector.matches(&json!({"app": "web"})));
+        assert!(!Labels::from_selector(&Value::Null).unwrap().matches(&json!({})));
+        assert!(Labels::from_selector(&json!({})).unwrap().is_everything());
+        assert!(Labels::from_selector(&json!({"matchExpressions": [{"key": "a", "operator": "Is"}]})).is_err());
+    }
+
+    #[test]
+    fn field_selectors_match_paths() {
+        let pod = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n1"}, "status": {"phase": "Running"}});
+        for (selector, expected) in [
+            ("metadata.name=a", true),
+            ("metadata.name==b", false),
+            ("spec.nodeName=n1,status.phase!=Failed", true),
+            ("status.phase!=Running", false),
+            ("spec.nodeName=", false),
+            ("status.podIP=", true),
+            ("spec.hostNetwork=false", true),
+            ("", true),
+        ] {
+            assert_eq!(Fields::parse(selector).unwrap().matches(&pod), expected, "{selector}");
+        }
+        assert!(Fields::parse("metadata.name").is_err());
+        assert_eq!(Fields::parse("metadata.name=x\\,y").unwrap().name(), Some("x,y"));
+        let (pods, configs) = (resource("", "v1", "pods").unwrap(), resource("", "v1", "configmaps").unwrap());
+        let fields = Fields::parse("spec.nodeName=a").unwrap();
+        assert_eq!(fields.check(pods), Ok(()));
+        assert_eq!(fields.check(configs), Err(Malformed("field label not supported: spec.nodeName".into())));
+    }
+}
