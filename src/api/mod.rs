@@ -6,6 +6,7 @@ pub mod defaults;
 pub mod discovery;
 pub mod meta;
 pub mod openapi;
+pub mod pod;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;

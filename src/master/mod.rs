@@ -2,6 +2,7 @@
 //! It runs no container and touches no kernel state.
 
 pub mod controllers;
+pub mod nodes;
 pub mod pki;
 mod recorder;
 pub mod scheduler;
