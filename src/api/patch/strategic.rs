@@ -294,3 +294,95 @@ fn without_directives(value: Value) -> Option<Value> {
         other => Some(other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::schema::kind_of;
+    use crate::api::testdata::lines;
+
+    #[test]
+    fn patches_do_what_they_do_upstream() {
+        let lines = lines(include_bytes!("../testdata/patches.jsonl.zst"));
+        for line in &lines {
+            let kind = kind_of(line["apiVersion"].as_str().unwrap(), line["kind"].as_str().unwrap()).unwrap();
+            match strategic(kind, &line["original"], &line["patch"]) {
+                Ok(patched) => assert_eq!(patched, line["out"], "{} {}", kind.name, line["patch"]),
+                Err(error) => assert!(line.get("error").is_some(), "{} {}: {error:#}", kind.name, line["patch"]),
+            }
+        }
+        assert_eq!(lines.len(), 150);
+    }
+
+    fn check(original: Value, patch: Value, expected: Value) {
+        let kind = kind_of("v1", "Pod").unwrap();
+        let wrap = |spec: Value| json!({"spec": spec});
+        assert_eq!(strategic(kind, &wrap(original), &wrap(patch)).unwrap(), wrap(expected));
+    }
+
+    #[test]
+    fn directives_replace_delete_and_retain() {
+        let two = json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "2"}]});
+        check(
+            two.clone(),
+            json!({"containers": [{"name": "b", "image": "3"}]}),
+            json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "3"}]}),
+        );
+        check(
+            two.clone(),
+            json!({"containers": [{"name": "a", "$patch": "delete"}]}),
+            json!({"containers": [{"name": "b", "image": "2"}]}),
+        );
+        check(two.clone(), json!({"containers": [{"name": "c"}, {"$patch": "replace"}]}), json!({"containers": [{"name": "c"}]}));
+        check(two.clone(), json!({"$patch": "replace", "nodeName": "x"}), json!({"nodeName": "x"}));
+        check(two.clone(), json!({"$patch": "delete"}), json!({}));
+        check(two, json!({"containers": null}), json!({}));
+        check(
+            json!({"volumes": [{"name": "v", "emptyDir": {}}]}),
+            json!({"volumes": [{"name": "v", "hostPath": {"path": "/x"}, "$retainKeys": ["name", "hostPath"]}]}),
+            json!({"volumes": [{"name": "v", "hostPath": {"path": "/x"}}]}),
+        );
+        check(
+            json!({"nodeSelector": {"a": "b", "c": "d"}}),
+            json!({"nodeSelector": {"a": null, "e": "f"}}),
+            json!({"nodeSelector": {"c": "d", "e": "f"}}),
+        );
+    }
+
+    #[test]
+    fn primitive_lists_are_merged_deleted_from_and_ordered() {
+        let finalizers = |patch: Value| {
+            let pod = json!({"metadata": {"finalizers": ["a", "b", "c"]}});
+            strategic(kind_of("v1", "Pod").unwrap(), &pod, &json!({"metadata": patch})).map(|pod| pod["metadata"]["finalizers"].clone())
+        };
+        assert_eq!(finalizers(json!({"finalizers": ["d", "a"]})).unwrap(), json!(["d", "a", "b", "c"]));
+        assert_eq!(finalizers(json!({"$deleteFromPrimitiveList/finalizers": ["b", "x"]})).unwrap(), json!(["a", "c"]));
+        assert_eq!(finalizers(json!({"$setElementOrder/finalizers": ["c", "b", "a"]})).unwrap(), json!(["c", "b", "a"]));
+        assert_eq!(
+            finalizers(
+                json!({"$setElementOrder/finalizers": ["d", "a"], "$deleteFromPrimitiveList/finalizers": ["b"], "finalizers": ["d"]})
+            )
+            .unwrap(),
+            json!(["d", "a", "c"])
+        );
+        assert!(finalizers(json!({"$setElementOrder/finalizers": ["a"], "finalizers": ["d"]})).is_err());
+    }
+
+    #[test]
+    fn broken_patches_are_refused() {
+        let kind = kind_of("v1", "Pod").unwrap();
+        let pod = json!({"spec": {"containers": [{"name": "a"}]}});
+        for patch in [
+            json!({"spec": {"$patch": "merge"}}),
+            json!({"spec": {"containers": [{"image": "x"}]}}),
+            json!({"spec": {"containers": [{"$patch": "delete"}]}}),
+            json!({"spec": {"$setElementOrder/containers": 1}}),
+            json!({"spec": {"$retainKeys": ["nodeName"], "hostname": "x"}}),
+            json!([]),
+        ] {
+            assert!(strategic(kind, &pod, &patch).is_err(), "{patch}");
+        }
+    }
+}
