@@ -122,7 +122,8 @@ pub enum IntOrString {
 }
 
 impl IntOrString {
-    /// The number meant, where a percentage is of `total`, rounded up or down. Text that is no percentage is an error of validation; it counts as 0.
+    /// The number meant, where a percentage is of `total`, rounded up or down. Text that is no percentage is an error of validation; it
+    /// counts as 0.
     pub fn of(&self, total: i64, round_up: bool) -> i64 {
         match self {
             Self::Int(number) => *number,

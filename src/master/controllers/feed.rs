@@ -164,13 +164,16 @@ impl Feed {
     }
 }
 
+/// Objects in the order of their uids.
+type ByUid = Vec<(u128, Arc<Object>)>;
+
 /// Who owns whom, and which pods and ReplicaSets nobody manages.
 #[derive(Default)]
 pub struct Index {
     /// Owner's uid → the objects that name it, by their own uid.
-    dependents: HashMap<u128, Vec<(u128, Arc<Object>)>>,
+    dependents: HashMap<u128, ByUid>,
     /// Resource and namespace → objects without a controller, which a selector may adopt.
-    unmanaged: HashMap<(&'static str, String), Vec<(u128, Arc<Object>)>>,
+    unmanaged: HashMap<(&'static str, String), ByUid>,
 }
 
 impl Index {
@@ -206,14 +209,14 @@ impl Index {
     }
 }
 
-fn put(list: &mut Vec<(u128, Arc<Object>)>, uid: u128, object: &Arc<Object>) {
+fn put(list: &mut ByUid, uid: u128, object: &Arc<Object>) {
     match list.binary_search_by_key(&uid, |(uid, _)| *uid) {
         Ok(index) => list[index].1 = object.clone(),
         Err(index) => list.insert(index, (uid, object.clone())),
     }
 }
 
-fn remove<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, Vec<(u128, Arc<Object>)>>, key: &K, uid: u128) {
+fn remove<K: std::hash::Hash + Eq>(lists: &mut HashMap<K, ByUid>, key: &K, uid: u128) {
     if let Some(list) = lists.get_mut(key) {
         if let Ok(index) = list.binary_search_by_key(&uid, |(uid, _)| *uid) {
             list.remove(index);

@@ -1,5 +1,5 @@
-//! The loops that make the cluster what its objects say, one file or folder per controller. Each decides in a pure `plan` on the store's own state
-//! and writes through `Objects`; they meet nowhere but in the store. None polls: an idle cluster costs no time and no write.
+//! The loops that make the cluster what its objects say, one file or folder per controller. Each decides in a pure `plan` on the store's
+//! own state and writes through `Objects`; they meet nowhere but in the store. None polls: an idle cluster costs no time and no write.
 
 mod adoption;
 mod deployment;
@@ -152,3 +152,6 @@ impl fmt::Display for Name {
         f.write_str(&self.name)
     }
 }
+
+#[cfg(test)]
+mod tests;

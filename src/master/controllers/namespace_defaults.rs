@@ -1,5 +1,5 @@
-//! Puts into every namespace what each pod counts on: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`, and puts them back when they go.
-//! It never touches other ServiceAccounts and ConfigMaps, nor anything in a namespace that is being deleted.
+//! Puts into every namespace what each pod counts on: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`, and puts them
+//! back when they go. It never touches other ServiceAccounts and ConfigMaps, nor anything in a namespace that is being deleted.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,8 +20,9 @@ const ACCOUNT: &str = "default";
 const ROOT_CA: &str = "kube-root-ca.crt";
 const ROOT_CA_KEY: &str = "ca.crt";
 /// As upstream's root-ca-cert-publisher says it.
-const ROOT_CA_DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal \
-    service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
+const ROOT_CA_DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
+    endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of \
+    Kubernetes clusters.";
 
 pub struct Controller {
     shared: Rc<Shared>,

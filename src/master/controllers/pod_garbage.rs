@@ -1,5 +1,5 @@
-//! Deletes pods that nobody will ever end: of nodes that no longer exist, and finished ones beyond a threshold (upstream `pkg/controller/podgc`).
-//! It never deletes a pod whose node is merely silent.
+//! Deletes pods that nobody will ever end: of nodes that no longer exist, and finished ones beyond a threshold (upstream
+//! `pkg/controller/podgc`). It never deletes a pod whose node is merely silent.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -1,6 +1,6 @@
 //! Gives each pod a node: filter, score, bind, and an event that says why when none fits.
-//! It is the only writer of `spec.nodeName`. It keeps count of what nodes have left change by change and never reads all pods for a decision;
-//! it wakes when pods or nodes change and on nothing else.
+//! It is the only writer of `spec.nodeName`. It keeps count of what nodes have left change by change and never reads all pods for a
+//! decision; it wakes when pods or nodes change and on nothing else.
 
 mod cache;
 mod filter;
@@ -32,7 +32,8 @@ use crate::base::time::Timestamp;
 
 /// Bindings and refusals that may be on their way to the disk at a time: one sync serves them all.
 const WRITES_MAX: usize = 64;
-/// Nodes found fit that suffice for a choice; of a large cluster at least this share is looked at (kube-scheduler `percentageOfNodesToScore`).
+/// Nodes found fit that suffice for a choice; of a large cluster at least this share is looked at (kube-scheduler
+/// `percentageOfNodesToScore`).
 const FIT_MIN: usize = 100;
 const FIT_SHARE_MIN: usize = 5;
 /// Decisions, or objects read at the start, after which others get their turn.
@@ -383,3 +384,6 @@ fn has_condition(pod: &Pod, reason: &str, message: &str) -> bool {
     let is_same = |each: &&crate::api::workloads::Condition| each.kind == "PodScheduled" && each.status == "False" && each.reason == reason;
     pod.status.conditions.iter().find(is_same).is_some_and(|each| message.is_empty() || each.message == message)
 }
+
+#[cfg(test)]
+mod tests;

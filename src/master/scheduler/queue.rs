@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use crate::master::store::Key;
 
-/// The pause between two tries of one pod, doubling from the first to the last (kube-scheduler `podInitialBackoffSeconds`, `podMaxBackoffSeconds`).
+/// The pause between two tries of one pod, doubling from the first to the last (kube-scheduler `podInitialBackoffSeconds`,
+/// `podMaxBackoffSeconds`).
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 

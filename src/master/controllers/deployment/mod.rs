@@ -242,14 +242,7 @@ impl Loop for Controller {
 }
 
 /// A ReplicaSet of the Deployment's template. The hash label keeps its pods apart from those of the other sets.
-fn set_of(
-    object: &Value,
-    deployment: &Deployment,
-    name: &str,
-    hash: &str,
-    replicas: i64,
-    annotations: &BTreeMap<String, String>,
-) -> Value {
+fn set_of(object: &Value, deployment: &Deployment, name: &str, hash: &str, replicas: i64, annotations: &BTreeMap<String, String>) -> Value {
     let mut template = deployment.spec.template.clone();
     template["metadata"]["labels"][revision::HASH_LABEL] = hash.into();
     let mut selector = object["spec"]["selector"].clone();

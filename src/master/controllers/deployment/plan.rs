@@ -51,8 +51,8 @@ pub struct Plan {
     pub check_after: Option<Duration>,
 }
 
-/// The next step of `deployment`. `sets` are the ReplicaSets it owns, in any order; `old_pods_remain` says whether any pod of a ReplicaSet with
-/// another template than the current one is still there (only `Recreate` asks).
+/// The next step of `deployment`. `sets` are the ReplicaSets it owns, in any order; `old_pods_remain` says whether any pod of a
+/// ReplicaSet with another template than the current one is still there (only `Recreate` asks).
 pub fn plan(deployment: &Deployment, sets: &[ReplicaSet], old_pods_remain: bool, now: Timestamp) -> Plan {
     let mut rollout = Rollout::new(deployment, sets, now);
     if deployment.metadata.is_deleting() {
@@ -147,7 +147,14 @@ impl<'a> Rollout<'a> {
         self.sets.iter().map(ReplicaSet::replicas).sum()
     }
 
-    /// Whether somebody changed `spec.replicas` since the sets were last sized: the new number must be shared out before the rollout goes on.
+    /// Places taken: a set that was scaled down has its pods until its controller has seen that. Upstream counts only what is asked for,
+    /// and so has more pods than maxSurge allows for a moment; a small board has no room for them.
+    fn occupied(&self) -> i64 {
+        self.sets.iter().map(|set| set.replicas().max(set.status.replicas)).sum()
+    }
+
+    /// Whether somebody changed `spec.replicas` since the sets were last sized: the new number must be shared out before the rollout goes
+    /// on.
     fn is_scaling(&self) -> bool {
         let desired = replicas(self.deployment).to_string();
         self.active()
@@ -183,7 +190,7 @@ impl<'a> Rollout<'a> {
         let collisions = self.deployment.status.collision_count.unwrap_or_default();
         let hash = revision::template_hash(&self.deployment.spec.template, collisions);
         let name = format!("{}-{hash}", self.deployment.metadata.name);
-        let room = (replicas(self.deployment) + max_surge(self.deployment) - self.total()).max(0);
+        let room = (replicas(self.deployment) + max_surge(self.deployment) - self.occupied()).max(0);
         let size = if is_rolling(self.deployment) { room.min(replicas(self.deployment)) } else { replicas(self.deployment) };
         let mut annotations = self.size_annotations();
         revision::inherit(&mut annotations, &self.deployment.metadata.annotations);
@@ -237,7 +244,7 @@ impl<'a> Rollout<'a> {
         if have == desired {
             return false;
         }
-        let room = (desired + max_surge(self.deployment) - self.total()).max(0);
+        let room = (desired + max_surge(self.deployment) - self.occupied()).max(0);
         let to = if have > desired { desired } else { (have + room).min(desired) };
         if to == have {
             return false;
@@ -245,8 +252,8 @@ impl<'a> Rollout<'a> {
         self.scale_set(current, to)
     }
 
-    /// Takes pods from the old sets, unhealthy ones first, as far as maxUnavailable allows. Pods of the current set that are not available yet
-    /// count as unavailable, so that a template that never gets ready stops the rollout.
+    /// Takes pods from the old sets, unhealthy ones first, as far as maxUnavailable allows. Pods of the current set that are not
+    /// available yet count as unavailable, so that a template that never gets ready stops the rollout.
     fn shrink_old(&mut self) -> bool {
         let Some(current) = self.current else { return false };
         let minimum = replicas(self.deployment) - max_unavailable(self.deployment);

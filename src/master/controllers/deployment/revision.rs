@@ -1,5 +1,5 @@
-//! How a Deployment tells its ReplicaSets apart and keeps their history: the template's hash and the annotations that carry revisions and sizes.
-//! Pure text work; it never decides how many pods there are.
+//! How a Deployment tells its ReplicaSets apart and keeps their history: the template's hash and the annotations that carry revisions and
+//! sizes. Pure text work; it never decides how many pods there are.
 
 use std::collections::BTreeMap;
 

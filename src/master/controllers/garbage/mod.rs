@@ -132,9 +132,9 @@ impl Controller {
             }
             Op::Orphan => {
                 for some in dependents.chunks(ORPHANED_AT_A_TIME) {
-                    let released = some.iter().map(|(dependent, _)| {
-                        change(objects, dependent, |live| without_owner(&live, &object.uid).unwrap_or(live))
-                    });
+                    let released = some
+                        .iter()
+                        .map(|(dependent, _)| change(objects, dependent, |live| without_owner(&live, &object.uid).unwrap_or(live)));
                     join_all(released).await.into_iter().collect::<Result<(), Status>>()?;
                 }
                 change(objects, object, |live| without_finalizer(live, meta::ORPHAN)).await
@@ -275,4 +275,3 @@ async fn change(objects: &Objects, object: &Object, change: impl Fn(Value) -> Va
         _ => Ok(()),
     }
 }
-

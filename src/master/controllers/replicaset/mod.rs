@@ -36,8 +36,7 @@ pub struct Controller {
 impl Controller {
     pub fn new(shared: &Rc<Shared>, recorder: &Rc<Recorder>, resource: &'static Resource) -> Rc<Self> {
         let pods = shared.resource("", "v1", "pods");
-        let controller =
-            Rc::new(Self { shared: shared.clone(), recorder: recorder.clone(), resource, pods, queue: Queue::new() });
+        let controller = Rc::new(Self { shared: shared.clone(), recorder: recorder.clone(), resource, pods, queue: Queue::new() });
         let listener = controller.clone();
         shared.feed.listen(move |notice, _: &Index| listener.notice(notice));
         controller
@@ -222,4 +221,3 @@ fn pod_of(resource: &'static Resource, set: &ReplicaSet) -> Value {
 pub fn is_namespace_ending(status: &Status) -> bool {
     status.to_string().contains("because it is being terminated")
 }
-

@@ -21,8 +21,8 @@ pub enum Op {
     Delete(Vec<usize>),
 }
 
-/// What brings `owned` to the number asked for, if anything is missing or too much. `siblings` are all pods of all ReplicaSets with the same owner,
-/// these included: of two pods, the one on the fuller node goes first.
+/// What brings `owned` to the number asked for, if anything is missing or too much. `siblings` are all pods of all ReplicaSets with the
+/// same owner, these included: of two pods, the one on the fuller node goes first.
 pub fn plan(set: &ReplicaSet, owned: &[Pod], siblings: &[Pod]) -> Option<Op> {
     if set.metadata.is_deleting() {
         return None;
@@ -52,8 +52,8 @@ fn first_to_go(owned: &[Pod], mut active: Vec<usize>, siblings: &[Pod], count: u
     active
 }
 
-/// Orders pods by who goes first (upstream `ActivePodsWithRanks`): not placed, pending, not ready, cheap, on a crowded node, ready for a shorter time,
-/// restarted more often, younger.
+/// Orders pods by who goes first (upstream `ActivePodsWithRanks`): not placed, pending, not ready, cheap, on a crowded node, ready for a
+/// shorter time, restarted more often, younger.
 fn compare(a: &Pod, b: &Pod, crowd_a: usize, crowd_b: usize) -> Ordering {
     let placed = |pod: &Pod| !pod.spec.node_name.is_empty();
     let phase = |pod: &Pod| match pod.status.phase.as_str() {

@@ -86,14 +86,18 @@ fn surge_rounds_up_and_unavailability_down() {
 }
 
 #[test]
-fn a_new_template_starts_with_the_surge() {
+fn a_new_template_starts_with_the_surge_and_takes_what_may_be_unavailable() {
     let deployment = deployment(4, "25%", "25%", "v2");
     let old = set(&deployment, "v1", 1, 4, 4);
     let first = plan(&deployment, std::slice::from_ref(&old), false, NOW);
-    assert!(matches!(&first.ops[..], [Op::Create { replicas: 1, .. }]), "{:?}", first.ops);
+    assert!(matches!(&first.ops[..], [Op::Create { replicas: 1, .. }, Op::Scale { from: 4, to: 3, .. }]), "{:?}", first.ops);
     assert_eq!(first.revision.as_deref(), Some("2"));
-    let second = plan(&deployment, &[old, set(&deployment, "v2", 2, 1, 0)], false, NOW);
-    assert_eq!(scales(&second), [("web-v1", 4, 3)]);
+    let mut shrinking = old;
+    shrinking.spec.replicas = Some(3);
+    let new = set(&deployment, "v2", 2, 1, 0);
+    assert_eq!(scales(&plan(&deployment, &[shrinking.clone(), new.clone()], false, NOW)), [], "the fourth old pod is still there");
+    shrinking.status.replicas = 3;
+    assert_eq!(scales(&plan(&deployment, &[shrinking, new.clone()], false, NOW)), [(new.metadata.name.as_str(), 1, 2)]);
 }
 
 #[test]
