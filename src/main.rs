@@ -12,10 +12,18 @@ mod runtime;
 mod sys;
 mod wire;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     base::log::init(log::LevelFilter::Info);
+    // Before anything else touches memory: a shim keeps every page that it has dirtied.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|verb| verb == runtime::shim::ROLE)
+        && let Some(folder) = words.next()
+    {
+        return runtime::shim::main(Path::new(&folder));
+    }
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     ExitCode::from(match words.split_first() {
         Some((role, rest)) if role == cli::up::node::ROLE => cli::up::node::main(rest),

@@ -48,31 +48,40 @@ pub enum Entrance {
 }
 
 impl Cgroup {
-    /// Makes the cgroup at `path` (below the root of every hierarchy) and sets its limits. That it exists already is fine.
-    pub fn create(path: &Path, resources: &Resources) -> Result<Self> {
+    /// The cgroup at `path` (below the root of every hierarchy), whether or not it is there.
+    pub fn at(path: &Path) -> Result<Self> {
         let path = path.strip_prefix("/").unwrap_or(path);
         if path.as_os_str().is_empty() || path.components().any(|part| !matches!(part, std::path::Component::Normal(_))) {
             bail!("cgroup path {} is not below the root", path.display());
         }
-        let cgroup = if unified() {
-            let folder = Path::new(ROOT).join(path);
-            make(&folder)?;
-            Self::V2(folder)
-        } else {
-            let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-            let mut hierarchies = v1::hierarchies(&mounts);
-            if hierarchies.is_empty() {
-                bail!("no cgroup hierarchy is mounted");
-            }
-            for hierarchy in &mut hierarchies {
-                hierarchy.path = hierarchy.mount.join(path);
-                make(&hierarchy.path)?;
-                if hierarchy.has("cpuset") {
-                    v1::inherit_processors(&hierarchy.mount, &hierarchy.path)?;
+        if unified() {
+            return Ok(Self::V2(Path::new(ROOT).join(path)));
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+        let mut hierarchies = v1::hierarchies(&mounts);
+        if hierarchies.is_empty() {
+            bail!("no cgroup hierarchy is mounted");
+        }
+        for hierarchy in &mut hierarchies {
+            hierarchy.path = hierarchy.mount.join(path);
+        }
+        Ok(Self::V1(hierarchies))
+    }
+
+    /// Makes the cgroup at `path` and sets its limits. That it exists already is fine.
+    pub fn create(path: &Path, resources: &Resources) -> Result<Self> {
+        let cgroup = Self::at(path)?;
+        match &cgroup {
+            Self::V2(folder) => make(folder)?,
+            Self::V1(hierarchies) => {
+                for hierarchy in hierarchies {
+                    make(&hierarchy.path)?;
+                    if hierarchy.has("cpuset") {
+                        v1::inherit_processors(&hierarchy.mount, &hierarchy.path)?;
+                    }
                 }
             }
-            Self::V1(hierarchies)
-        };
+        }
         let limited = match &cgroup {
             Self::V2(folder) => v2::enable_controllers(folder).and_then(|()| device::limit_v2(folder, &resources.devices)),
             Self::V1(hierarchies) => device::limit_v1(hierarchies, &resources.devices),
