@@ -154,34 +154,31 @@ pub fn node_processes(cluster: &Cluster, node: &str) -> Result<BTreeSet<i32>> {
     Ok(found)
 }
 
-/// Kills every process of the cluster and waits until they are gone; then removes its groups.
+/// Kills every process of the cluster and removes its groups, again and again until there is neither: one that was just
+/// about to enter may come after the others have gone.
 pub fn destroy(cluster: &Cluster) -> Result<()> {
     let hierarchies = hierarchies()?;
+    let groups: Vec<PathBuf> = hierarchies.iter().map(|hierarchy| hierarchy.cluster(cluster)).collect();
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {
         let mut left = BTreeSet::new();
-        for hierarchy in &hierarchies {
-            collect(&hierarchy.cluster(cluster), &mut left)?;
+        for group in &groups {
+            thaw(group);
+            collect(group, &mut left)?;
         }
-        if left.is_empty() {
-            break;
-        }
-        if Instant::now() > deadline {
-            bail!("processes {left:?} of cluster {} do not end", cluster.name());
-        }
-        for hierarchy in &hierarchies {
-            thaw(&hierarchy.cluster(cluster));
-        }
-        for pid in left {
+        for pid in &left {
             // That it has gone meanwhile is what we want.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
         }
-        thread::sleep(POLL);
+        let removed = groups.iter().try_for_each(|group| remove(group));
+        match removed {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error).context("remove the cluster's cgroups"),
+            Err(_) if Instant::now() > deadline => bail!("processes {left:?} of cluster {} do not end", cluster.name()),
+            // The kernel lets go of the last process a moment after it has ended.
+            Err(_) => thread::sleep(POLL),
+        }
     }
-    for hierarchy in &hierarchies {
-        remove(&hierarchy.cluster(cluster), deadline)?;
-    }
-    Ok(())
 }
 
 /// The groups below `group`, and last itself; none if it is not there.
@@ -215,17 +212,11 @@ fn thaw(group: &Path) {
     }
 }
 
-/// Removes a group with all below it. The kernel lets go of the last process a moment after it has ended.
-fn remove(group: &Path, deadline: Instant) -> Result<()> {
-    for group in tree(group)? {
-        loop {
-            match fs::remove_dir(&group) {
-                Ok(()) => break,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => thread::sleep(POLL),
-                Err(error) => return Err(error).with_context(|| format!("remove cgroup {}", group.display())),
-            }
-        }
+/// Removes a group with all below it.
+fn remove(group: &Path) -> io::Result<()> {
+    let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    for group in tree(group).unwrap_or_default() {
+        fs::remove_dir(&group).or_else(|error| if absent(&error) { Ok(()) } else { Err(error) })?;
     }
     Ok(())
 }

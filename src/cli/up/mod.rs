@@ -31,7 +31,7 @@ use node::{Node, Stage};
 const API_PORT: u16 = 6443;
 
 /// A board takes a while to make its certificates; a machine that takes longer than this has a fault.
-const API_DEADLINE: Duration = Duration::from_secs(60);
+const API_DEADLINE: Duration = Duration::from_secs(30);
 const NODE_DEADLINE: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
@@ -175,8 +175,15 @@ fn start_node(cluster: &Cluster, name: &str, listener: TcpListener) -> Result<()
     cgroup::destroy(cluster)?;
     let root = cluster.root(name);
     std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
-    let node =
-        Node { cluster: cluster.name().to_owned(), name: name.to_owned(), number: 1, root, log: cluster.log(name), host_network_fd: -1 };
+    let node = Node {
+        cluster: cluster.name().to_owned(),
+        name: name.to_owned(),
+        number: 1,
+        root,
+        log: cluster.log(name),
+        up_pid: std::process::id() as i32,
+        host_network_fd: -1,
+    };
     let mut process =
         node.command(Stage::Enter, listener.into())?.stdout(Stdio::piped()).spawn().with_context(|| format!("start node {name}"))?;
     let output = process.stdout.take().context("the node's output is piped")?;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -52,6 +52,8 @@ pub struct Node {
     pub number: u8,
     pub root: PathBuf,
     pub log: PathBuf,
+    /// The process that starts the node.
+    pub up_pid: i32,
     /// An inherited descriptor of the host's network namespace; -1 until the node has left it.
     pub host_network_fd: RawFd,
 }
@@ -112,6 +114,7 @@ fn read(node: &str) -> Result<Node> {
 fn enter(mut node: Node) -> Result<()> {
     // Killed while it works, `up` leaves no half-made node behind that goes on by itself.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("follow the parent's end")?;
+    ensure!(nix::unistd::getppid().as_raw() == node.up_pid, "edgectl up has ended");
     cgroup::enter(&Cluster::new(&node.cluster)?, &node.name)?;
     let host_network = File::open("/proc/self/ns/net").context("open the host's network namespace")?;
     let own = CloneFlags::CLONE_NEWCGROUP

@@ -1,0 +1,5 @@
+//! Whole clusters on this machine, made by `edgectl up` and judged from the outside. Each test has a cluster of its own
+//! name and a kubeconfig of its own, and ends by showing that nothing of it is left. They need root.
+
+mod lab;
+mod up;
