@@ -24,6 +24,9 @@ fn main() -> ExitCode {
     {
         return runtime::shim::main(Path::new(&folder));
     }
+    if let Some(words) = runtime::cli::words(std::env::args_os()) {
+        return ExitCode::from(runtime::cli::main(&words));
+    }
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     ExitCode::from(match words.split_first() {
         Some((role, rest)) if role == cli::up::node::ROLE => cli::up::node::main(rest),

@@ -95,6 +95,26 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// Where a process is now.
+    pub fn of(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/cgroup");
+        let text = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        if unified() {
+            let own = text.lines().find_map(|line| line.strip_prefix("0::/")).with_context(|| format!("{path} has no line of v2"))?;
+            return Ok(Self::V2(Path::new(ROOT).join(own)));
+        }
+        let mut hierarchies = v1::hierarchies(&fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?);
+        for hierarchy in &mut hierarchies {
+            let own = text.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let same = fields.next()?.split(',').eq(hierarchy.controllers.iter().map(String::as_str));
+                fields.next().filter(|_| same)
+            });
+            hierarchy.path = hierarchy.mount.join(own.unwrap_or_default().trim_start_matches('/'));
+        }
+        Ok(Self::V1(hierarchies))
+    }
+
     /// Sets the limits that are given and leaves the others. Devices stay as they were at creation.
     pub fn update(&self, resources: &Resources) -> Result<()> {
         match self {

@@ -2,7 +2,7 @@
 //! `channel` and never logs: an error is a message, then the end.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -40,11 +40,12 @@ pub struct Setup<'a> {
 }
 
 /// The child that clone3 made with the namespaces to be made. Does not return.
-pub fn run(setup: Setup, joined: bool) -> ! {
-    let channel = setup.channel.try_clone();
-    if let Err(error) = birth(setup, joined) {
-        // If even the channel fails, its closing tells the creator.
-        let _ = channel.map(|channel| channel::send(channel, &Message::Failed(format!("{error:#}"))));
+pub fn run(mut setup: Setup, joined: bool) -> ! {
+    let stdio = std::mem::replace(&mut setup.stdio, Stdio::Inherit);
+    let ended = birth(&mut setup, stdio, joined).and_then(|program| start(&mut setup, &program));
+    if let Err(error) = ended {
+        // If even the channel fails, its closing tells the creator or starter.
+        let _ = channel::send(&setup.channel, &Message::Failed(format!("{error:#}")));
     }
     std::process::exit(1)
 }
@@ -66,7 +67,8 @@ pub fn intermediate(setup: Setup) -> ! {
     std::process::exit(i32::from(sent.is_err()))
 }
 
-fn birth(mut setup: Setup, joined: bool) -> Result<()> {
+/// Everything up to where the container is created. Gives the program's path.
+fn birth(setup: &mut Setup, stdio: Stdio, joined: bool) -> Result<String> {
     // Nobody in the container may look into this process or take its program for writing (CVE-2019-5736).
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("become undumpable")?;
     if setup.wait {
@@ -78,10 +80,7 @@ fn birth(mut setup: Setup, joined: bool) -> Result<()> {
     }
     rustix::process::setsid().context("start a session")?;
     if setup.namespaces.has_user() {
-        // Root of the new user namespace, so that what is made belongs to it.
-        rustix::thread::set_thread_res_gid(rustix::process::Gid::ROOT, rustix::process::Gid::ROOT, rustix::process::Gid::ROOT)
-            .and_then(|()| rustix::thread::set_thread_res_uid(rustix::process::Uid::ROOT, rustix::process::Uid::ROOT, rustix::process::Uid::ROOT))
-            .context("become root of the user namespace")?;
+        become_root()?;
     }
     if setup.namespaces.own_cgroup {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP).context("make a cgroup namespace")?;
@@ -115,33 +114,35 @@ fn birth(mut setup: Setup, joined: bool) -> Result<()> {
         setup.rootfs.enter(setup.no_pivot)?;
     }
     set_sysctls(setup.spec)?;
-    setup.process.connect(setup.stdio, console)?;
-    let first_closed = 3 + setup.preserve_fds;
+    setup.process.connect(stdio, console)?;
     let mut keep = vec![&setup.channel];
     keep.extend(&setup.listener);
-    let program = setup.process.become_user(first_closed, &keep)?;
+    let program = setup.process.become_user(3 + setup.preserve_fds, &keep)?;
     channel::send(&setup.channel, &Message::Ready)?;
-    let starter = match setup.listener {
-        None => setup.channel,
-        Some(listener) => {
-            let starter = rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC).context("wait for the start")?;
-            process::close_range(std::os::fd::AsRawFd::as_raw_fd(&listener) as u32, std::os::fd::AsRawFd::as_raw_fd(&listener) as u32)?;
-            std::mem::forget(listener);
-            starter
-        }
-    };
-    if channel::receive(&starter)? != Some(Message::Start) {
-        // Whoever should have started it is gone.
+    Ok(program)
+}
+
+/// Waits for the start and executes; the channel is the starter's from here on. Returns if nobody is left to start it, or on an error.
+fn start(setup: &mut Setup, program: &str) -> Result<()> {
+    if let Some(listener) = setup.listener.take() {
+        setup.channel = rustix::net::accept_with(&listener, rustix::net::SocketFlags::CLOEXEC).context("wait for the start")?;
+    }
+    if channel::receive(&setup.channel)? != Some(Message::Start) {
         return Ok(());
     }
-    let state = State { status: Status::Created, ..setup.state };
-    let started = hook::run(&hooks.start_container, &state.json()).context("startContainer");
-    let error = match started {
-        Ok(()) => setup.process.execute(&program),
-        Err(error) => error,
-    };
-    channel::send(starter.as_fd(), &Message::Failed(format!("{error:#}")))?;
-    std::process::exit(1)
+    if let Some(hooks) = setup.spec.hooks.as_ref().filter(|hooks| !hooks.start_container.is_empty()) {
+        let state = State { status: Status::Created, ..setup.state.clone() };
+        hook::run(&hooks.start_container, &state.json()).context("startContainer")?;
+    }
+    Err(setup.process.execute(program))
+}
+
+/// Root of the user namespace that was entered, so that what is made belongs to it.
+pub(super) fn become_root() -> Result<()> {
+    use rustix::process::{Gid, Uid};
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)
+        .and_then(|()| rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT))
+        .context("become root of the user namespace")
 }
 
 /// Through a procfs that nobody else sees: /proc/sys of the container may be covered by now, or be something else (CVE-2025-52881).

@@ -4,7 +4,9 @@
 pub mod capability;
 pub mod cgroup;
 pub mod channel;
+pub mod cli;
 pub mod container;
+mod exec;
 mod hook;
 mod init;
 mod mount_option;

@@ -182,7 +182,7 @@ impl Prepared {
     }
 
     /// Executes. Returns only if that failed.
-    pub fn execute(self, program: &str) -> anyhow::Error {
+    pub fn execute(&self, program: &str) -> anyhow::Error {
         let execute = || -> Result<()> {
             let path = CString::new(program).context("a zero byte in the path")?;
             process::reset_signals().context("reset signals")?;

@@ -23,6 +23,7 @@ mod copy_up;
 mod device;
 mod overlay;
 
+pub use device::terminal;
 pub use overlay::Overlay;
 
 /// Everything a container's tree is made of, opened by the creator and inherited by the child.

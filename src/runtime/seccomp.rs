@@ -29,3 +29,8 @@ impl Filter {
         &self.metadata
     }
 }
+
+/// What the features document says of it.
+pub fn features() -> serde_json::Value {
+    serde_json::json!({"enabled": true})
+}

@@ -413,15 +413,14 @@ pub struct SeccompArgument {
 }
 
 impl Spec {
-    /// Reads `config.json` of a bundle and checks what can be checked without the kernel.
-    pub fn load(bundle: &Path) -> Result<Self> {
-        let path = bundle.join("config.json");
+    /// Reads a config.json and checks what can be checked without the kernel.
+    pub fn read(path: &Path) -> Result<Self> {
         let read = || -> Result<Self> {
-            let length = std::fs::metadata(&path)?.len();
+            let length = std::fs::metadata(path)?.len();
             if length > CONFIG_MAX_BYTES {
                 bail!("{length} bytes, more than {CONFIG_MAX_BYTES}");
             }
-            Ok(serde_json::from_slice(&std::fs::read(&path)?)?)
+            Ok(serde_json::from_slice(&std::fs::read(path)?)?)
         };
         let spec = read().with_context(|| format!("read {}", path.display()))?;
         spec.check().with_context(|| format!("check {}", path.display()))?;
