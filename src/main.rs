@@ -1,6 +1,7 @@
 //! Picks the role of this process from its name and its first argument; the only file that knows every folder.
 //! It decides nothing else.
 
+mod agent;
 mod api;
 mod base;
 mod cli;

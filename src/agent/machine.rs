@@ -171,6 +171,15 @@ impl Record {
         self.containers.values().any(|container| matches!(container.state, ContainerState::Running { .. }))
     }
 
+    /// Notes that the sandbox was lost with all that ran in it; the one exception to going forward only. What succeeded for
+    /// good stays so.
+    pub fn restart_sandbox(&mut self) {
+        self.sandbox = false;
+        if self.state <= State::Running {
+            self.state = State::Starting;
+        }
+    }
+
     /// Notes that a container ended, and when it may run again.
     pub fn exited(&mut self, name: &str, exit: Exit) {
         if let Some(container) = self.containers.get_mut(name) {

@@ -6,8 +6,8 @@ pub mod defaults;
 pub mod discovery;
 pub mod meta;
 pub mod openapi;
-pub mod pod;
 pub mod patch;
+pub mod pod;
 pub mod protobuf;
 pub mod quantity;
 pub mod schema;
@@ -18,3 +18,6 @@ pub mod testdata;
 pub mod text;
 pub mod validation;
 pub mod workloads;
+
+/// The version of Kubernetes whose API this is; `gitVersion` of `/version` without our suffix.
+pub const KUBERNETES_VERSION: &str = "v1.36.0";

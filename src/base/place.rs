@@ -1,9 +1,9 @@
-//! Where things are kept: configuration, state and what lasts until the next boot. `--root` moves all three, so that
+//! Where things are kept: configuration, state, what lasts until the next boot, logs. `--root` moves them all, so that
 //! several nodes fit on one machine. It makes no folder.
 
 use std::path::{Path, PathBuf};
 
-/// The three folders, hier(7).
+/// The four folders, hier(7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Places {
     /// `/etc/edgectl`: certificates, kubeconfigs, registries.yaml.
@@ -12,11 +12,18 @@ pub struct Places {
     pub state: PathBuf,
     /// `/run/edgectl`: sockets and records of what runs.
     pub run: PathBuf,
+    /// `/var/log/pods`: what containers print, where log collectors expect it (Kubernetes, "System Logs").
+    pub logs: PathBuf,
 }
 
 impl Places {
     pub fn below(root: &Path) -> Self {
-        Self { config: root.join("etc/edgectl"), state: root.join("var/lib/edgectl"), run: root.join("run/edgectl") }
+        Self {
+            config: root.join("etc/edgectl"),
+            state: root.join("var/lib/edgectl"),
+            run: root.join("run/edgectl"),
+            logs: root.join("var/log/pods"),
+        }
     }
 
     /// The kubeconfig of the cluster's administrator.

@@ -16,7 +16,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use futures_lite::FutureExt;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE, USER_AGENT};
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response};
 use serde_json::Value;
 
@@ -334,6 +335,19 @@ impl Client {
         let query = query.clone().with("watch", "true");
         let answer = self.send(Method::GET, &query.path(path), accept, None).await?;
         Ok(Watch::new(answer.into_body(), self.0.authority.clone()))
+    }
+
+    /// Asks for another protocol at `path`.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or does not switch.
+    pub async fn upgrade(&self, path: &str, protocol: &str) -> Result<Upgraded> {
+        let mut request = Request::get(format!("{}{path}", self.0.prefix)).body(Body::empty())?;
+        *request.headers_mut() = self.0.headers.clone();
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(UPGRADE, HeaderValue::from_str(protocol)?);
+        let (answer, upgraded) = self.0.wire.upgrade(request).await.map_err(|why| self.unreachable(why))?;
+        upgraded.with_context(|| format!("{path}: the server answers {} and does not switch to {protocol}", answer.status()))
     }
 
     /// Starts a GET whose answer is read as it comes: logs.

@@ -1,0 +1,413 @@
+//! The node: it watches the pods that are bound to it and makes them true with runtime, network and images. It dials the
+//! master and listens nowhere; what runs goes on when it is killed, and it finds it again. It decides no placement.
+
+mod container;
+mod environment;
+mod logs;
+mod machine;
+mod node;
+mod recorder;
+mod report;
+mod resources;
+mod server;
+mod status;
+mod volumes;
+mod worker;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::net::{IpAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use smol::Timer;
+
+use crate::api::meta;
+use crate::api::pod::Pod;
+use crate::base::place::Places;
+use crate::base::task;
+use crate::client::cache::{Event, Feed};
+use crate::client::{Client, Manner, Query, is_not_found, kubeconfig};
+use crate::image::{Credentials, Image, Images, PullOptions, Reference, Registries};
+use crate::network::files::{self, DnsPolicy, HostAlias, Resolver};
+use crate::network::{Network, NodeConfig};
+use crate::runtime::pod::Runtime;
+use crate::wire::dial::Dialer;
+
+use environment::{Facts, Source};
+use recorder::Recorder;
+use volumes::TokenWanted;
+use worker::{Mailbox, Worker};
+
+/// Addresses of pods and of the API's own Service, as DESIGN has them for every cluster.
+const CLUSTER_CIDR: &str = "10.244.0.0/16";
+const API_SERVICE: (&str, u16) = ("10.96.0.1", 443);
+const BRIDGE: &str = "edge0";
+const MTU: u32 = 1500;
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Pause before the API is asked again while the node cannot register.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// What the agent is started with.
+pub struct Options {
+    pub places: Places,
+    pub name: String,
+    /// The network namespace in which registries are asked, if not this process's own.
+    pub egress: Option<OwnedFd>,
+}
+
+/// The parts of the agent that its workers share.
+struct Node {
+    client: Client,
+    places: Places,
+    facts: Facts,
+    cgroup_root: String,
+    runtime: Runtime,
+    network: Network,
+    images: Images,
+    registries: Rc<Registries>,
+    dialer: Dialer,
+    recorder: Recorder,
+    /// The Node's status has something new to tell.
+    status_due: Cell<bool>,
+    /// By namespace and name: which containers run, and by which attempt; for logs.
+    runs: RefCell<HashMap<(String, String), BTreeMap<String, Runs>>>,
+    pods: RefCell<HashMap<(String, String), Rc<Mailbox>>>,
+}
+
+/// What is known of a container for those who read its log.
+#[derive(Clone, Debug, PartialEq)]
+struct Runs {
+    attempt: u32,
+    running: bool,
+    started: bool,
+}
+
+/// Runs the agent until the process ends.
+///
+/// # Errors
+/// If the node cannot be set up; what the API refuses for now is tried again.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { places, name, egress } = options;
+    for folder in [&places.state, &places.run, &places.logs] {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let machine = node::Machine::read(&places.state)?;
+    let config = places.agent_kubeconfig();
+    wait_for(&config).await?;
+    let target = kubeconfig::load(Some(&config.to_string_lossy()))?.target(&kubeconfig::Overrides::default())?;
+    let host_ip = own_address(&target.server)?;
+    let client = Client::new(&target, Manner::default())?;
+    let runtime = Runtime::new(&places.run);
+    let images = Images::open(&places.state.join("images")).context("open the image store")?;
+    let registries = Rc::new(Registries::read(&places.config.join("registries.yaml")).context("read registries.yaml")?);
+    let registered = loop {
+        match node::register(&client, &name).await {
+            Ok(object) => break object,
+            Err(error) => log::warn!("node={name} {error:#}"),
+        }
+        Timer::after(RETRY).await;
+    };
+    let pod_cidr = registered["spec"]["podCIDR"].as_str().context("the master gave this node no network for its pods")?.to_owned();
+    let network = Network::open(NodeConfig {
+        pod_cidr: pod_cidr.parse()?,
+        cluster_cidr: CLUSTER_CIDR.parse()?,
+        bridge: BRIDGE.into(),
+        mtu: MTU,
+        lease_dir: places.run.join("leases"),
+    })?;
+    network.setup().await.context("set up the pod network")?;
+    let node = Rc::new(Node {
+        recorder: Recorder::start(client.clone(), &name),
+        client,
+        facts: Facts {
+            host_ip: host_ip.to_string(),
+            pod_ip: String::new(),
+            node_name: name,
+            node_cpu_milli: machine.cpus * 1000,
+            node_memory_bytes: machine.memory_bytes,
+            api_service: (API_SERVICE.0.to_owned(), API_SERVICE.1),
+        },
+        places,
+        cgroup_root: String::new(),
+        runtime,
+        network,
+        images,
+        registries,
+        dialer: egress.map(Dialer::within).unwrap_or_default(),
+        status_due: Cell::new(false),
+        runs: RefCell::default(),
+        pods: RefCell::default(),
+    });
+    while let Err(error) = node::write_status(&node, &machine, &registered["status"]).await {
+        log::warn!("node={} {error:#}", node.facts.node_name);
+        Timer::after(RETRY).await;
+    }
+    node.recorder.node(recorder::Severity::Normal, "Starting", "Starting edgectl agent.".into());
+    log::info!("node={} registered address={host_ip} pods={pod_cidr}", node.facts.node_name);
+    task::spawn(server::run(node.clone())).detach();
+    let keeper = node.clone();
+    task::spawn(async move { node::keep(&keeper, &machine).await }).detach();
+    follow(node).await
+}
+
+/// Gives every pod of this node a worker, and each worker its news.
+async fn follow(node: Rc<Node>) -> anyhow::Result<()> {
+    let mut found: HashMap<String, _> = HashMap::new();
+    for sandbox in node.runtime.pods().await? {
+        found.insert(sandbox.config().uid.clone(), sandbox);
+    }
+    let query = Query::new().with("fieldSelector", format!("spec.nodeName={}", node.facts.node_name));
+    let feed = Feed::start(node.client.clone(), "/api/v1/pods".into(), query);
+    let mut first = true;
+    loop {
+        match feed.next().await {
+            Event::Relisted(objects) => {
+                let listed: BTreeSet<String> = objects.iter().map(|object| meta::uid(object).to_owned()).collect();
+                let gone: Vec<Rc<Mailbox>> =
+                    node.pods.borrow().values().filter(|mailbox| !listed.contains(&mailbox.pod().metadata.uid)).cloned().collect();
+                gone.iter().for_each(|mailbox| mailbox.gone());
+                for object in &objects {
+                    node.clone().heard(object, &mut found);
+                }
+                if first {
+                    first = false;
+                    node.clone().clear_strangers(&mut found, &listed).await;
+                }
+            }
+            Event::Added(object) | Event::Modified(object) => node.clone().heard(&object, &mut found),
+            Event::Deleted(object) => {
+                let key = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
+                let mailbox = node.pods.borrow().get(&key).filter(|mailbox| mailbox.pod().metadata.uid == meta::uid(&object)).cloned();
+                if let Some(mailbox) = mailbox {
+                    mailbox.gone();
+                }
+            }
+        }
+    }
+}
+
+impl Node {
+    /// A pod is as `object` says.
+    fn heard(self: Rc<Self>, object: &Value, found: &mut HashMap<String, crate::runtime::pod::Pod>) {
+        let pod = match Pod::read(object) {
+            Ok(pod) => pod,
+            Err(error) => {
+                log::error!("{error:#}");
+                return;
+            }
+        };
+        let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        let known = self.pods.borrow().get(&key).cloned();
+        match known {
+            Some(mailbox) if mailbox.pod().metadata.uid == pod.metadata.uid => mailbox.update(pod),
+            // The pod before it is still going; the new one comes again with the next relist or change.
+            other => {
+                if let Some(before) = &other {
+                    before.gone();
+                }
+                let sandbox = found.remove(&pod.metadata.uid);
+                let uid = pod.metadata.uid.clone();
+                let mailbox = Rc::new(Mailbox::new(pod));
+                self.pods.borrow_mut().insert(key.clone(), mailbox.clone());
+                let worker = Worker::new(self.clone(), mailbox);
+                task::spawn(async move {
+                    worker.run(sandbox).await;
+                    let mut pods = self.pods.borrow_mut();
+                    if pods.get(&key).is_some_and(|mailbox| mailbox.pod().metadata.uid == uid) {
+                        pods.remove(&key);
+                        self.runs.borrow_mut().remove(&key);
+                    }
+                })
+                .detach();
+            }
+        }
+    }
+
+    /// Sandboxes, addresses and folders of pods that the API does not know any more.
+    async fn clear_strangers(self: Rc<Self>, found: &mut HashMap<String, crate::runtime::pod::Pod>, listed: &BTreeSet<String>) {
+        for (uid, sandbox) in found.drain() {
+            let config = sandbox.config();
+            log::warn!("pod={}/{} uid={uid} is not of this cluster any more: stopping it", config.namespace, config.name);
+            if let Err(error) = sandbox.stop().await {
+                log::error!("{error:#}");
+            }
+        }
+        if let Err(error) = self.network.sweep(listed).await {
+            log::error!("sweep the pod network: {error:#}");
+        }
+        for (state, run) in [(true, self.places.state.join("pods")), (false, self.places.run.join("volumes"))] {
+            for entry in fs::read_dir(&run).into_iter().flatten().flatten() {
+                let uid = entry.file_name().to_string_lossy().into_owned();
+                if !listed.contains(&uid) {
+                    let other = if state { self.places.run.join("volumes") } else { self.places.state.join("pods") };
+                    let (state, run) = if state { (entry.path(), other.join(&uid)) } else { (other.join(&uid), entry.path()) };
+                    if let Err(error) = volumes::remove(&volumes::Folders { state, run }) {
+                        log::error!("sweep volumes of pod {uid}: {error:#}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The log of a container's present run, or of the one before, with the number of that run.
+    fn log_of(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<(PathBuf, u32), String> {
+        let key = (namespace.to_owned(), pod.to_owned());
+        let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
+        let runs = self.runs.borrow().get(&key).and_then(|runs| runs.get(container)).cloned();
+        let runs = runs.ok_or_else(|| format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"))?;
+        let attempt = match (previous, runs.started) {
+            (false, true) => runs.attempt,
+            (false, false) | (true, true) if runs.attempt > 0 => runs.attempt - 1,
+            (true, false) if runs.attempt > 0 => runs.attempt - 1,
+            (true, _) => return Err(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
+            (false, false) => return Err(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating")),
+        };
+        let uid = &mailbox.pod().metadata.uid;
+        Ok((self.places.logs.join(format!("{namespace}_{pod}_{uid}")).join(container).join(format!("{attempt}.log")), attempt))
+    }
+
+    /// Notes which containers of a pod run, for those who read their logs.
+    fn note_runs(&self, pod: &Pod, record: &machine::Record) {
+        let runs = record.containers.iter().map(|(name, known)| {
+            let running = record.is_running(name);
+            let started = !matches!(known.state, machine::ContainerState::Waiting { .. });
+            (name.clone(), Runs { attempt: known.restarts, running, started })
+        });
+        let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        self.runs.borrow_mut().insert(key, runs.collect());
+    }
+
+    /// Whether this run of a container may still print something.
+    fn runs(&self, namespace: &str, pod: &str, container: &str, attempt: u32) -> bool {
+        let runs = self.runs.borrow();
+        let known = runs.get(&(namespace.to_owned(), pod.to_owned())).and_then(|runs| runs.get(container));
+        known.is_some_and(|known| known.attempt == attempt && known.running)
+    }
+
+    /// A ConfigMap's or Secret's data; None if there is no such object.
+    async fn data_of(&self, namespace: &str, source: &Source) -> anyhow::Result<Option<BTreeMap<String, Vec<u8>>>> {
+        let path = format!("/api/v1/namespaces/{namespace}/{}/{}", source.plural(), source.name());
+        match self.client.get(&path).await {
+            Ok(object) => Ok(Some(environment::data(&object))),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A token of the pod's service account, bound to the pod. KEP-542.
+    async fn token(&self, pod: &Pod, wanted: &TokenWanted) -> anyhow::Result<String> {
+        let account = match pod.spec.service_account_name.as_str() {
+            "" => "default",
+            name => name,
+        };
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{account}/token", pod.metadata.namespace);
+        let audiences = if wanted.audience.is_empty() { json!([]) } else { json!([wanted.audience]) };
+        let request = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"audiences": audiences, "expirationSeconds": wanted.seconds, "boundObjectRef": {
+                "apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid,
+            }},
+        });
+        let answer = self.client.create(&path, &Query::new(), &request).await?;
+        match answer["status"]["token"].as_str() {
+            Some(token) => Ok(token.to_owned()),
+            None => bail!("the answer holds no token"),
+        }
+    }
+
+    async fn pull(&self, pod: &Pod, reference: &Reference) -> anyhow::Result<Image> {
+        let mut credentials = Credentials::default();
+        for secret in &pod.spec.image_pull_secrets {
+            let Some(data) = self.data_of(&pod.metadata.namespace, &Source::Secret(secret.name.clone())).await? else {
+                log::warn!("pod={} image pull secret {} not found", pod.full_name(), secret.name);
+                continue;
+            };
+            if let Some(config) = data.get(".dockerconfigjson") {
+                credentials.extend(Credentials::from_docker_config_json(config).with_context(|| format!("secret {}", secret.name))?);
+            }
+            if let Some(config) = data.get(".dockercfg") {
+                credentials.extend(Credentials::from_docker_cfg(config).with_context(|| format!("secret {}", secret.name))?);
+            }
+        }
+        let options =
+            PullOptions { credentials, registries: self.registries.clone(), dialer: self.dialer.clone(), ..PullOptions::default() };
+        let pulled = self.images.pull(reference, &options).await?;
+        self.status_due.set(true);
+        Ok(pulled)
+    }
+
+    /// /etc/hosts and /etc/resolv.conf of a pod.
+    fn pod_files(&self, pod: &Pod, pod_ip: &str) -> (String, String) {
+        let spec = &pod.spec;
+        let aliases: Vec<HostAlias> =
+            spec.host_aliases.iter().map(|alias| HostAlias { ip: alias.ip.clone(), hostnames: alias.hostnames.clone() }).collect();
+        let domain = match spec.subdomain.as_str() {
+            "" => String::new(),
+            subdomain => format!("{subdomain}.{}.svc.{CLUSTER_DOMAIN}", pod.metadata.namespace),
+        };
+        let hosts = match spec.host_network {
+            true => files::hosts_of_node(&fs::read_to_string("/etc/hosts").unwrap_or_default(), &aliases),
+            false => files::hosts(&pod_ip.parse::<IpAddr>().into_iter().collect::<Vec<_>>(), &pod.hostname(), &domain, &aliases),
+        };
+        let of_node = Resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let options = spec.dns_config.options.iter().map(|option| match &option.value {
+            Some(value) => format!("{}:{value}", option.name),
+            None => option.name.clone(),
+        });
+        let of_pod = Resolver {
+            nameservers: spec.dns_config.nameservers.clone(),
+            searches: spec.dns_config.searches.clone(),
+            options: options.collect(),
+        };
+        // There is no name server of the cluster's own on this node: ClusterFirst falls back to the node's, as documented.
+        let policy = if spec.dns_policy == "None" { DnsPolicy::None } else { DnsPolicy::Default };
+        (hosts, files::resolv_conf(policy, &of_node, &of_pod))
+    }
+}
+
+/// The address by which this node reaches the master is the one by which others reach this node.
+fn own_address(server: &str) -> anyhow::Result<IpAddr> {
+    let authority = server.split("://").nth(1).unwrap_or(server).split('/').next().unwrap_or_default();
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+    let address: IpAddr = host.parse().with_context(|| format!("the server's address {server} in the agent's kubeconfig"))?;
+    if !address.is_loopback() {
+        let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
+        // Nothing is sent: connecting a datagram socket only looks the route up.
+        socket.connect((address, 9))?;
+        return Ok(socket.local_addr()?.ip());
+    }
+    first_address().context("this node has no address but loopback")
+}
+
+/// The first global address of an interface that is up.
+fn first_address() -> Option<IpAddr> {
+    let addresses = nix::ifaddrs::getifaddrs().ok()?;
+    let global = addresses.filter_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        (interface.interface_name != BRIDGE && !address.is_loopback()).then_some(IpAddr::V4(address))
+    });
+    global.into_iter().next()
+}
+
+/// Waits until the master, or `join`, has written a file.
+async fn wait_for(path: &Path) -> anyhow::Result<()> {
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    let folder = path.parent().context("a file has a folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    inotify.add_watch(folder, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE)?;
+    let inotify = smol::Async::new_nonblocking(inotify)?;
+    while !path.exists() {
+        log::info!("waiting for {}", path.display());
+        inotify.readable().await?;
+        // What changed does not matter, only that it did.
+        let _ = inotify.get_ref().read_events();
+    }
+    Ok(())
+}
