@@ -248,7 +248,7 @@ fn bundle_spec(command: &Command) -> Result<(PathBuf, Spec)> {
     let bundle = std::path::absolute(command.flags.value("bundle").unwrap_or(".")).context("find the bundle")?;
     let spec = match command.flags.value("config") {
         Some(path) => Spec::read(Path::new(path))?,
-        None => Spec::read(&bundle.join("config.json"))?,
+        None => Spec::load(&bundle)?,
     };
     Ok((bundle, spec))
 }

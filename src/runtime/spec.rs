@@ -413,6 +413,11 @@ pub struct SeccompArgument {
 }
 
 impl Spec {
+    /// Reads the `config.json` of a bundle.
+    pub fn load(bundle: &Path) -> Result<Self> {
+        Self::read(&bundle.join("config.json"))
+    }
+
     /// Reads a config.json and checks what can be checked without the kernel.
     pub fn read(path: &Path) -> Result<Self> {
         let read = || -> Result<Self> {

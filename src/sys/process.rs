@@ -56,8 +56,8 @@ struct CloneArgs {
 /// Refuses to run in a process with several threads: the child would have one of them only, and any lock another held
 /// (the allocator's first of all) would stay locked for ever.
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd>) -> io::Result<Fork> {
-    // proc_pid(5): one folder per thread, so the link count is two more than the threads.
-    if std::os::linux::fs::MetadataExt::st_nlink(&std::fs::metadata("/proc/self/task")?) != 3 {
+    // unshare(2): this flag changes nothing for the only thread of a process, and is refused to one of several.
+    if nix::sched::unshare(nix::sched::CloneFlags::CLONE_THREAD).is_err() {
         return Err(io::Error::other("clone from a process with several threads"));
     }
     let mut pidfd: i32 = -1;
