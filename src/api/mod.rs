@@ -12,6 +12,7 @@ pub mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod services;
 pub mod status;
 #[cfg(test)]
 pub mod testdata;

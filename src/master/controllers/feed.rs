@@ -18,6 +18,8 @@ pub struct Notice<'a> {
     pub object: &'a Arc<Object>,
     /// `None`: the log was lost, or this is the start, and here is each object as it is now.
     pub change: Option<Change>,
+    /// The state before the change.
+    pub previous: Option<&'a Arc<Object>>,
     pub owners: &'a [OwnerReference],
     /// Who owned it before the change.
     pub previous_owners: &'a [OwnerReference],
@@ -116,7 +118,7 @@ impl Feed {
             state.index.put(object, owners);
         }
         for (object, owners) in all.iter().zip(&owned) {
-            self.tell(&Notice { object, change: None, owners, previous_owners: owners }, &state.index);
+            self.tell(&Notice { object, change: None, previous: None, owners, previous_owners: owners }, &state.index);
         }
     }
 
@@ -134,7 +136,13 @@ impl Feed {
             Change::Added | Change::Modified => index.put(object, &owners),
             Change::Deleted => index.remove(object, &owners),
         }
-        let notice = Notice { object, change: Some(event.change), owners: &owners, previous_owners: &previous_owners };
+        let notice = Notice {
+            object,
+            change: Some(event.change),
+            previous: event.previous.as_ref(),
+            owners: &owners,
+            previous_owners: &previous_owners,
+        };
         self.tell(&notice, index);
     }
 

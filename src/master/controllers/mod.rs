@@ -3,6 +3,7 @@
 
 mod adoption;
 mod deployment;
+mod endpoints;
 mod feed;
 mod garbage;
 mod namespace;
@@ -49,6 +50,7 @@ pub async fn run(objects: Objects, options: Options) {
     spawn(&executor, &namespace_defaults::Controller::new(&shared, options.root_ca_pem));
     spawn(&executor, &pod_garbage::Controller::new(&shared));
     spawn(&executor, &node::Controller::new(&shared, &shared.recorder(&executor, "node-controller")));
+    spawn(&executor, &endpoints::Controller::new(&shared));
     executor.run(shared.feed.clone().run()).await;
 }
 

@@ -61,6 +61,7 @@ struct World {
     defaults: Rc<namespace_defaults::Controller>,
     pod_garbage: Rc<pod_garbage::Controller>,
     nodes: Rc<node::Controller>,
+    endpoints: Rc<endpoints::Controller>,
 }
 
 impl World {
@@ -80,6 +81,7 @@ impl World {
             defaults: namespace_defaults::Controller::new(&shared, "the CA".to_owned()),
             pod_garbage: pod_garbage::Controller::new(&shared),
             nodes: node::Controller::new(&shared, &recorder),
+            endpoints: endpoints::Controller::new(&shared),
             shared,
             recorder,
         }
@@ -156,6 +158,7 @@ impl World {
             worked |= drain(&*self.defaults).await;
             worked |= drain(&*self.pod_garbage).await;
             worked |= drain(&*self.nodes).await;
+            worked |= drain(&*self.endpoints).await;
             if !worked {
                 self.recorder.flush().await;
                 return;
@@ -675,5 +678,47 @@ fn a_silent_node_is_unknown_and_tainted_until_it_speaks() {
         assert_eq!(taints(&world), json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]));
         say(&world, "True").await;
         assert_eq!(taints(&world), Value::Null);
+    });
+}
+
+#[test]
+fn a_service_follows_the_pods_it_selects() {
+    smol::block_on(async {
+        let world = World::new();
+        let service = json!({
+            "metadata": {"name": "web", "labels": {"tier": "front"}},
+            "spec": {"clusterIP": "10.96.0.7", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+        });
+        world.create("services", service).await;
+        world.settle().await;
+        let endpoints = |world: &World| world.get("endpoints", "web");
+        let slice = |world: &World| world.list("endpointslices").pop().unwrap();
+        assert_eq!((&slice(&world)["endpoints"], endpoints(&world).get("subsets")), (&json!([]), None));
+        world.create("replicasets", replica_set(2)).await;
+        world.settle().await;
+        let ready = async |world: &World, name: &str, ip: &str| {
+            world.obey(name).await;
+            world.change("pods", name, |pod| pod["status"]["podIP"] = ip.into()).await;
+            world.settle().await;
+        };
+        let pods = world.names("pods");
+        ready(&world, &pods[0], "10.244.0.2").await;
+        ready(&world, &pods[1], "10.244.0.3").await;
+        let addresses: Vec<_> =
+            endpoints(&world)["subsets"][0]["addresses"].as_array().unwrap().iter().map(|each| each["ip"].clone()).collect();
+        assert_eq!(addresses, ["10.244.0.2", "10.244.0.3"]);
+        assert_eq!(slice(&world)["ports"], json!([{"name": "", "port": 8080, "protocol": "TCP"}]));
+        assert_eq!((slice(&world)["endpoints"].as_array().unwrap().len(), world.list("endpointslices").len()), (2, 1));
+        assert_eq!(meta::label(&slice(&world), "kubernetes.io/service-name"), Some("web"));
+        let revision = world.objects().store().revision();
+        let world = world.restarted();
+        world.settle().await;
+        assert_eq!(world.objects().store().revision(), revision, "at rest nothing is written");
+        world.edit("pods", &pods[0], |pod| pod["metadata"]["labels"]["app"] = "debug".into()).await;
+        world.settle().await;
+        assert_eq!(endpoints(&world)["subsets"][0]["addresses"][0]["ip"], "10.244.0.3");
+        world.delete("services", "default", "web", Propagation::Default).await;
+        world.settle().await;
+        assert_eq!((world.names("endpoints").len(), world.names("endpointslices").len()), (0, 0));
     });
 }
