@@ -29,7 +29,7 @@ pub fn create(folder: &Path, state: &Path, create: &Create, stdio: Vec<OwnedFd>)
 }
 
 fn try_create(folder: &Path, state: &Path, create: &Create, stdio: Vec<OwnedFd>) -> Result<Made> {
-    let spec = Spec::load(folder)?;
+    let spec = Spec::read(&folder.join("config.json"))?;
     let [upper, work] = ["upper", "work"].map(|name| create.rootfs.writable.join(name));
     for folder in [&upper, &work] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
