@@ -4,6 +4,7 @@
 mod args;
 mod errors;
 mod get;
+mod image;
 mod jsonpath;
 mod manifest;
 mod output;
@@ -67,6 +68,15 @@ const GROUPS: &[(&str, &[Verb])] = &[(
     &[
         verb!("up", "Start a cluster to try things on", "up [--name NAME] [flags]", up::EXAMPLES, up::Flags, up::run),
         verb!("down", "Take such a cluster away, without a trace", "down [--name NAME]", up::down::EXAMPLES, up::down::Flags, up::down::run),
+    ],
+), (
+    "Images of This Machine",
+    &[
+        verb!("image pull", "Pull an image from its registry", "image pull NAME... [flags]", image::PULL_EXAMPLES, image::PullFlags, image::pull),
+        verb!("image ls", "List the images of this machine", "image ls [flags]", image::LS_EXAMPLES, image::LsFlags, image::ls),
+        verb!("image rm", "Remove names of images, and images", "image rm NAME|ID... [flags]", image::RM_EXAMPLES, image::RmFlags, image::rm),
+        verb!("image load", "Load images from an archive", "image load [-i FILE] [flags]", image::LOAD_EXAMPLES, image::LoadFlags, image::load),
+        verb!("image save", "Save images into an archive", "image save NAME|ID... [-o FILE] [flags]", image::SAVE_EXAMPLES, image::SaveFlags, image::save),
     ],
 )];
 

@@ -2,7 +2,7 @@
 //! It never touches a file system and trusts no length: all that is kept in memory has a named bound.
 
 use std::ffi::CString;
-use std::io::BufRead;
+use std::io::{self, BufRead, Read};
 
 use anyhow::{Context, Result, bail};
 
@@ -144,6 +144,11 @@ impl<R: BufRead> Archive<R> {
             self.content_left -= amount as u64;
         }
         Ok(())
+    }
+
+    /// The content that is left, to be read like a file. Not noted in the recipe.
+    pub fn reader(&mut self) -> Content<'_, R> {
+        Content(self)
     }
 
     /// Gives back the recipe and the reader, once `next` has said `None`.
@@ -316,6 +321,38 @@ impl<R: BufRead> Archive<R> {
             left -= amount as u64;
         }
         Ok(())
+    }
+}
+
+/// The content of one entry.
+pub struct Content<'a, R>(&'a mut Archive<R>);
+
+impl<R: BufRead> BufRead for Content<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let left = usize::try_from(self.0.content_left).unwrap_or(usize::MAX);
+        if left == 0 {
+            return Ok(&[]);
+        }
+        let buffer = self.0.reader.fill_buf()?;
+        if buffer.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a file"));
+        }
+        Ok(&buffer[..buffer.len().min(left)])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.0.content_left -= amount as u64;
+        self.0.reader.consume(amount);
+    }
+}
+
+impl<R: BufRead> Read for Content<'_, R> {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let amount = available.len().min(target.len());
+        target[..amount].copy_from_slice(&available[..amount]);
+        self.consume(amount);
+        Ok(amount)
     }
 }
 

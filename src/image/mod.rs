@@ -2,10 +2,12 @@
 //! made of as folders for an overlay. It knows no pod and starts nothing.
 
 mod archive;
+mod build;
 mod credentials;
 mod digest;
 mod document;
 mod layer;
+mod load;
 
 mod pull;
 mod recipe;
@@ -13,14 +15,17 @@ mod reference;
 mod registries;
 mod registry;
 
+mod save;
 mod store;
 mod tree;
 
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::Result;
 
+pub use build::Build;
 pub use credentials::Credentials;
 pub use digest::Digest;
 pub use document::{Config, Platform};
@@ -142,6 +147,33 @@ impl Images {
     /// for the next try, and a download that was cut off goes on where it stopped.
     pub async fn pull(&self, reference: &Reference, options: &PullOptions) -> Result<Image> {
         pull::pull(&self.store, &self.downloads, reference, options).await
+    }
+
+    /// Loads all images of an archive, docker-archive or OCI layout, plain or compressed, without seeking in it.
+    ///
+    /// # Errors
+    /// If it is no such archive, is damaged, or lacks a layer; nothing of it is visible then.
+    pub async fn load(&self, source: impl Read + Send + 'static) -> Result<Vec<Image>> {
+        let store = self.store.clone();
+        smol::unblock(move || load::load(&store, source)).await
+    }
+
+    /// Writes images, each under the names beside it, into one archive that is OCI layout and docker-archive in one. Image ids stay the same.
+    ///
+    /// # Errors
+    /// If a layer was changed on disk, or the target takes no more.
+    pub async fn save(&self, images: Vec<(Image, Vec<Reference>)>, target: impl Write + Send + 'static) -> Result<()> {
+        let store = self.store.clone();
+        smol::unblock(move || save::save(&store, &images, target)).await
+    }
+
+    /// Makes an image of one layer out of files of this machine.
+    ///
+    /// # Errors
+    /// If a file cannot be read, or the store not written.
+    pub async fn build(&self, build: Build) -> Result<Image> {
+        let store = self.store.clone();
+        smol::unblock(move || build::build(&store, &build)).await
     }
 
     /// Takes a name from an image; with its last name the image goes, and the layers that no other image has.
