@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Context, Result};
 
 use super::lease::Lease;
-use super::nftables::{self, Element, Expression, Hook, Observed, Register, Set, Transaction};
+use super::nftables::{self, Connection, Element, Expression, Hook, Observed, Register, Set, Transaction};
 use super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR};
 use super::{Cidr, NodeConfig};
 
@@ -165,9 +165,9 @@ fn plan(desired: &Rules, observed: Option<&Observed>) -> Plan {
     if changes.is_empty() { Plan::Nothing } else { Plan::Elements(changes) }
 }
 
-/// Brings the kernel's table to what is desired.
-pub fn apply(desired: &Rules) -> Result<()> {
-    let observed = nftables::observe(TABLE, &SETS).with_context(|| format!("read table {TABLE}"))?;
+/// Brings the kernel's table to what is desired. Blocks; see [`Transaction::commit`].
+pub fn apply(connection: &Connection, desired: &Rules) -> Result<()> {
+    let observed = nftables::observe(connection, TABLE, &SETS).with_context(|| format!("read table {TABLE}"))?;
     let mut transaction = Transaction::new(TABLE);
     match plan(desired, observed.as_ref()) {
         Plan::Nothing => return Ok(()),
@@ -179,7 +179,7 @@ pub fn apply(desired: &Rules) -> Result<()> {
         }
         Plan::Rebuild => rebuild(&mut transaction, desired),
     }
-    transaction.commit().with_context(|| format!("write table {TABLE}"))
+    transaction.commit(connection).with_context(|| format!("write table {TABLE}"))
 }
 
 fn rebuild(transaction: &mut Transaction, desired: &Rules) {

@@ -25,13 +25,15 @@ pub use pod::{AttachConfig, Attachment, HostPort, Protocol};
 pub struct Network {
     config: NodeConfig,
     leases: RefCell<lease::Leases>,
+    /// Whose turn it is to change the rules.
+    firewall: smol::lock::Mutex<()>,
 }
 
 impl Network {
     /// Reads the leases of earlier processes. Nothing in the kernel changes before `setup`.
     pub fn open(config: NodeConfig) -> Result<Self> {
         let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
-        Ok(Self { config, leases: RefCell::new(leases) })
+        Ok(Self { config, leases: RefCell::new(leases), firewall: smol::lock::Mutex::new(()) })
     }
 
     /// What is attached under this pod's UID, also by an earlier process.

@@ -8,10 +8,14 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use futures_lite::future;
 use futures_util::TryStreamExt;
+use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::sys::SmolSocket;
-use rtnetlink::{Error, Handle};
+use rtnetlink::sys::protocols::NETLINK_ROUTE;
+use rtnetlink::sys::{SmolSocket, Socket, SocketAddr};
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec};
 
 /// Enough for entering a namespace and opening a socket in it.
 const THREAD_STACK_BYTES: usize = 64 * 1024;
@@ -98,8 +102,32 @@ pub async fn links(handle: &Handle) -> Result<Vec<Link>> {
     Ok(messages.into_iter().map(Link::from).collect())
 }
 
-/// Deletes a link; that it is gone already is fine.
-pub async fn delete(handle: &Handle, link: &Link) -> Result<()> {
+/// Deletes the link of that name; that there is none is fine. The kernel waits, often for tens of milliseconds, until no
+/// packet is on its way through the link: so this is done on another thread, by a socket of the caller's namespace.
+pub async fn delete(name: &str) -> Result<()> {
+    let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).build();
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::DelLink(message));
+    request.header.flags = NLM_F_REQUEST | NLM_F_ACK;
+    request.finalize();
+    let mut bytes = vec![0; request.buffer_len()];
+    request.serialize(&mut bytes);
+    let socket = Socket::new(NETLINK_ROUTE).context("open rtnetlink socket")?;
+    let answer = smol::unblock(move || {
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.send(&bytes, 0)?;
+        socket.recv_from_full()
+    });
+    let (answer, _) = answer.await.with_context(|| format!("delete link {name}"))?;
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer).context("read rtnetlink's answer")?.payload {
+        NetlinkPayload::Error(error) if ![0, -libc::ENODEV].contains(&error.raw_code()) => {
+            Err(Errno::from_raw(-error.raw_code())).with_context(|| format!("delete link {name}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a link in the namespace of `handle`, which waits meanwhile; that it is gone already is fine.
+pub async fn delete_now(handle: &Handle, link: &Link) -> Result<()> {
     match handle.link().del(link.index).execute().await {
         Err(error) if errno(&error) != libc::ENODEV => Err(failure(error)).with_context(|| format!("delete link {}", link.name)),
         _ => Ok(()),
@@ -118,6 +146,6 @@ pub fn errno(error: &Error) -> i32 {
 pub fn failure(error: Error) -> anyhow::Error {
     match errno(&error) {
         0 => error.into(),
-        code => nix::errno::Errno::from_raw(code).into(),
+        code => Errno::from_raw(code).into(),
     }
 }

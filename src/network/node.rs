@@ -11,6 +11,7 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec};
 
 use super::netlink::{self, Link};
+use super::nftables::Connection;
 use super::{Cidr, Network, firewall};
 
 /// What the agent says of its node. The addresses of pods on all nodes lie in `cluster_cidr`, those of this node in `pod_cidr`.
@@ -93,13 +94,16 @@ impl Network {
         if Path::new("/proc/sys").join(&without_ipv6).exists() {
             set_switch(&without_ipv6, "1")?;
         }
-        self.apply_firewall()
+        self.apply_firewall().await
     }
 
-    /// Brings the node's rules to what configuration and leases ask for.
-    pub(super) fn apply_firewall(&self) -> Result<()> {
-        let leases = self.leases.borrow();
-        firewall::apply(&firewall::Rules::desired(&self.config, leases.iter())).context("set up nf_tables rules")
+    /// Brings the node's rules to what configuration and leases ask for, on a thread that may wait for the kernel. One at a
+    /// time: what was desired earlier must not be written later.
+    pub(super) async fn apply_firewall(&self) -> Result<()> {
+        let _turn = self.firewall.lock().await;
+        let rules = firewall::Rules::desired(&self.config, self.leases.borrow().iter());
+        let connection = Connection::open().context("open nf_tables socket")?;
+        smol::unblock(move || firewall::apply(&connection, &rules)).await.context("set up nf_tables rules")
     }
 }
 

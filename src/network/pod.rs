@@ -121,7 +121,7 @@ struct Cable {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Op {
-    DeleteHostEnd(Link),
+    DeleteHostEnd,
     DeletePodEnd(Link),
     Create,
 }
@@ -135,7 +135,7 @@ fn plan(desired: &Attachment, bridge_index: u32, observed: Cable) -> Vec<Op> {
     }
     // Deleting one end deletes the other; a pod's end without its host's end belongs to a cable that is not ours to keep.
     let delete = match (observed.host, observed.pod) {
-        (Some(host), _) => vec![Op::DeleteHostEnd(host)],
+        (Some(_), _) => vec![Op::DeleteHostEnd],
         (None, Some(pod)) => vec![Op::DeletePodEnd(pod)],
         (None, None) => vec![],
     };
@@ -169,8 +169,8 @@ impl Network {
                 let observed = observe(node, pod, &desired).await?;
                 for op in plan(&desired, bridge.index, observed) {
                     match op {
-                        Op::DeleteHostEnd(link) => netlink::delete(node, &link).await?,
-                        Op::DeletePodEnd(link) => netlink::delete(pod, &link).await?,
+                        Op::DeleteHostEnd => netlink::delete(&desired.host_interface).await?,
+                        Op::DeletePodEnd(link) => netlink::delete_now(pod, &link).await?,
                         Op::Create => {
                             create_cable(node, &self.config, config.pod_uid, &desired, bridge.index, netns.as_fd()).await?;
                             configure_pod(pod, &desired).await?;
@@ -183,7 +183,7 @@ impl Network {
         })
         .await?;
         if had_ports || !config.host_ports.is_empty() {
-            self.apply_firewall()?;
+            self.apply_firewall().await?;
         }
         Ok(desired)
     }
@@ -193,13 +193,9 @@ impl Network {
     pub async fn detach(&self, pod_uid: &str) -> Result<()> {
         let had_ports = self.leases.borrow_mut().close_ports(pod_uid)?;
         if had_ports {
-            self.apply_firewall()?;
+            self.apply_firewall().await?;
         }
-        netlink::with(None, async |node| match netlink::link(node, &host_interface(pod_uid)).await? {
-            Some(link) => netlink::delete(node, &link).await,
-            None => Ok(()),
-        })
-        .await?;
+        netlink::delete(&host_interface(pod_uid)).await?;
         self.leases.borrow_mut().release(pod_uid)
     }
 

@@ -263,11 +263,12 @@ fn mount_all(root: &Path) -> Result<()> {
         std::os::unix::fs::symlink(target, &at).with_context(|| format!("link {}", at.display()))?;
     }
 
-    let run = root.join("run");
-    fs::create_dir_all(&run).with_context(|| format!("make {}", run.display()))?;
-    place("tmpfs", &run, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))?;
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(root), ROOT, None::<&str>, bind, None::<&str>).with_context(|| format!("mount {} on {ROOT}", root.display()))
+    mount(Some(root), ROOT, None::<&str>, bind, None::<&str>).with_context(|| format!("mount {} on {ROOT}", root.display()))?;
+    // As on a board: what lasts until the next boot costs no flash.
+    let run = Path::new(ROOT).join("run");
+    fs::create_dir_all(&run).with_context(|| format!("make {}", run.display()))?;
+    place("tmpfs", &run, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=755"))
 }
 
 /// A daemon of the node, running or to be started.

@@ -172,18 +172,18 @@ impl Transaction {
         }
     }
 
-    /// Sends it and waits for the kernel's answer: done, or the first refusal with nothing changed.
-    pub fn commit(mut self) -> io::Result<()> {
+    /// Sends it and waits for the kernel's answer: done, or the first refusal with nothing changed. Blocks, for tens of
+    /// milliseconds when something is deleted: the kernel waits until no packet is on its way through it.
+    pub fn commit(mut self, connection: &Connection) -> io::Result<()> {
         let last = self.sequence - 1;
         let flags_at = self.last_at + 6;
         let flags = u16::from_ne_bytes([self.bytes[flags_at], self.bytes[flags_at + 1]]) | NLM_F_ACK;
         self.bytes[flags_at..flags_at + 2].copy_from_slice(&flags.to_ne_bytes());
         self.message(libc::NFNL_MSG_BATCH_END as u16, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u16, |_| {});
 
-        let socket = connect()?;
-        socket.send(&self.bytes, 0)?;
+        connection.0.send(&self.bytes, 0)?;
         loop {
-            let (answer, _) = socket.recv_from_full()?;
+            let (answer, _) = connection.0.recv_from_full()?;
             for message in observe::messages(&answer) {
                 match message.error()? {
                     Some(0) if message.sequence == last => return Ok(()),
@@ -222,10 +222,14 @@ fn header(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> [u
     header
 }
 
-/// A socket in the caller's network namespace. The kernel does the work of a message before send(2) returns.
-fn connect() -> io::Result<Socket> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    Ok(socket)
+/// A socket of nfnetlink. It stays in the network namespace of the thread that opened it, whoever uses it.
+pub struct Connection(Socket);
+
+impl Connection {
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self(socket))
+    }
 }

@@ -7,7 +7,7 @@ use std::io;
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 
 use super::attribute::{self, Writer};
-use super::{Element, FAMILY, SUBSYSTEM, Set, connect, header};
+use super::{Connection, Element, FAMILY, SUBSYSTEM, Set, header};
 
 /// A list that changed while it was read is read again, this many times.
 const READS_MAX: usize = 10;
@@ -22,10 +22,10 @@ pub struct Observed {
 }
 
 /// What the table and these sets of it hold; `None` if one of them is missing.
-pub fn observe(table: &str, sets: &[Set]) -> io::Result<Option<Observed>> {
-    let mut observed = Observed { rules: rules(table)?, elements: BTreeMap::new() };
+pub fn observe(connection: &Connection, table: &str, sets: &[Set]) -> io::Result<Option<Observed>> {
+    let mut observed = Observed { rules: rules(connection, table)?, elements: BTreeMap::new() };
     for set in sets {
-        match elements(table, set.name) {
+        match elements(connection, table, set.name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
             other => observed.elements.insert(set.name, other?),
         };
@@ -33,9 +33,9 @@ pub fn observe(table: &str, sets: &[Set]) -> io::Result<Option<Observed>> {
     Ok(Some(observed))
 }
 
-fn rules(table: &str) -> io::Result<BTreeMap<String, Vec<String>>> {
+fn rules(connection: &Connection, table: &str) -> io::Result<BTreeMap<String, Vec<String>>> {
     let mut rules = BTreeMap::<String, Vec<String>>::new();
-    let answer = dump(libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
+    let answer = dump(connection, libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
     for message in messages(&answer) {
         // Kernels before 5.16 pay no heed to the table that was asked for.
         if attribute::find(message.body, attribute::RULE_TABLE).map(attribute::text).as_deref() != Some(table) {
@@ -48,8 +48,8 @@ fn rules(table: &str) -> io::Result<BTreeMap<String, Vec<String>>> {
     Ok(rules)
 }
 
-fn elements(table: &str, set: &str) -> io::Result<BTreeSet<Element>> {
-    let answer = dump(libc::NFT_MSG_GETSETELEM, |at| {
+fn elements(connection: &Connection, table: &str, set: &str) -> io::Result<BTreeSet<Element>> {
+    let answer = dump(connection, libc::NFT_MSG_GETSETELEM, |at| {
         at.string(attribute::ELEMENTS_TABLE, table);
         at.string(attribute::ELEMENTS_SET, set);
     })?;
@@ -66,37 +66,35 @@ fn elements(table: &str, set: &str) -> io::Result<BTreeSet<Element>> {
 }
 
 /// All answers to a request for a list, in one piece.
-fn dump(message: libc::c_int, write: impl Fn(&mut Writer)) -> io::Result<Vec<u8>> {
+fn dump(connection: &Connection, message: libc::c_int, write: impl Fn(&mut Writer)) -> io::Result<Vec<u8>> {
     let mut request = header(SUBSYSTEM << 8 | message as u16, NLM_F_REQUEST | NLM_F_DUMP, 0, FAMILY, 0).to_vec();
     write(&mut Writer(&mut request));
     let length = (request.len() as u32).to_ne_bytes();
     request[..4].copy_from_slice(&length);
     for _ in 0..READS_MAX {
-        if let Some(answers) = dump_once(&request)? {
+        if let Some(answers) = dump_once(connection, &request)? {
             return Ok(answers);
         }
     }
     Err(io::Error::other("the list changes faster than it can be read"))
 }
 
-/// `None` if the list changed meanwhile.
-fn dump_once(request: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    let socket = connect()?;
-    socket.send(request, 0)?;
+/// `None` if the list changed meanwhile. Reads to the end also then: what follows belongs to the next request.
+fn dump_once(connection: &Connection, request: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    connection.0.send(request, 0)?;
     let mut answers = Vec::new();
+    let mut is_whole = true;
     loop {
-        let (answer, _) = socket.recv_from_full()?;
+        let (answer, _) = connection.0.recv_from_full()?;
         for message in messages(&answer) {
-            if message.flags & NLM_F_DUMP_INTR != 0 {
-                return Ok(None);
-            }
+            is_whole &= message.flags & NLM_F_DUMP_INTR == 0;
             match message.error()? {
-                Some(libc::EINTR) => return Ok(None),
+                Some(libc::EINTR) => is_whole = false,
                 Some(code) if code != 0 => return Err(io::Error::from_raw_os_error(code)),
                 _ => {}
             }
             if message.kind == libc::NLMSG_DONE as u16 {
-                return Ok(Some(answers));
+                return Ok(is_whole.then_some(answers));
             }
         }
         answers.extend_from_slice(&answer);
