@@ -30,6 +30,8 @@ pub struct Container {
     pub tty: bool,
     /// Requests are carried out one after the other.
     pub busy: bool,
+    /// How its process ended, while the worker that started it has not reported yet.
+    pub ended: Option<WaitStatus>,
     /// The connection that asked for its removal while it still ran.
     pub removal: Option<Option<u32>>,
 }

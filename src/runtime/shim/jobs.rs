@@ -29,7 +29,7 @@ pub fn create(folder: &Path, state: &Path, create: &Create, stdio: Vec<OwnedFd>)
 }
 
 fn try_create(folder: &Path, state: &Path, create: &Create, stdio: Vec<OwnedFd>) -> Result<Made> {
-    let spec = Spec::read(&folder.join("config.json"))?;
+    let spec = Spec::read(&folder.join(CONFIG))?;
     let [upper, work] = ["upper", "work"].map(|name| create.rootfs.writable.join(name));
     for folder in [&upper, &work] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
@@ -62,8 +62,8 @@ pub fn exec(state: &Path, exec: &Exec, stdio: Vec<OwnedFd>) -> Result<Made> {
     let container = Container::load(state, &exec.container)?;
     let process = process(container.spec(), exec)?;
     let (console, stdio) = Console::or_given(exec.tty, stdio)?;
-    drop((process, console, stdio));
-    anyhow::bail!("executing in a container is not possible yet")
+    let child = container.exec(&process, stdio, 0)?;
+    Ok(Made { pid: Some(child.pid), terminal: console.terminal()? })
 }
 
 /// The container's own process as far as `exec` does not say otherwise.

@@ -271,6 +271,7 @@ impl Shim {
             losing_lines: false,
             tty,
             busy: true,
+            ended: None,
             removal: None,
         };
         let number = self.number();
@@ -382,12 +383,12 @@ impl Shim {
                 self.answer_done(job.client, created);
             }
             Task::Start(number) => {
-                let started = made.and_then(|_| match self.containers.get_mut(&number) {
-                    Some(container) => container.started(Timestamp::now()).context("write record"),
-                    None => Ok(()),
-                });
+                let started = made.and_then(|_| self.started(number));
                 self.release(number);
                 self.answer_done(job.client, started);
+                if let Some(status) = self.containers.get_mut(&number).and_then(|container| container.ended.take()) {
+                    self.exited(number, status);
+                }
             }
             Task::Remove(number) => {
                 if made.is_ok() {
@@ -404,6 +405,11 @@ impl Shim {
         let container = self.containers.get_mut(&number).context("the container is gone")?;
         container.busy = false;
         container.created(made.pid.context("the worker made no process")?, made.terminal).context("take over the container's process")
+    }
+
+    fn started(&mut self, number: Number) -> Result<()> {
+        let container = self.containers.get_mut(&number).context("the container is gone")?;
+        container.started(Timestamp::now()).context("write record")
     }
 
     fn executed(&mut self, client: Option<Number>, made: Result<Made>) {
@@ -431,6 +437,12 @@ impl Shim {
             self.answer(client, &Reply::Ended { code: exit_code(status).0 }, None);
         }
         let Some((&number, container)) = self.containers.iter_mut().find(|(_, container)| container.status.pid == Some(pid)) else { return };
+        // It ended before the worker that has just started it: one after the other.
+        if container.busy { container.ended = Some(status) } else { self.exited(number, status) }
+    }
+
+    fn exited(&mut self, number: Number, status: WaitStatus) {
+        let Some(container) = self.containers.get_mut(&number) else { return };
         // Where it shares its PID namespace the kernel leaves the rest of the container alive.
         let cgroup = Cgroup::at(&self.cgroup.join(&container.status.id)).and_then(|cgroup| cgroup.kill().map(|()| cgroup));
         let oom_killed = match cgroup {
