@@ -1,6 +1,17 @@
-//! Says what is wrong with an object: fields the schema does not have (`check_fields`), and values Kubernetes does not accept.
+//! Says what is wrong with an object: fields the schema does not have (`check_fields`), and values Kubernetes does not accept (`object`).
 //! It never repairs; `defaults` does.
 
+mod container;
 mod fields;
+mod metadata;
+mod names;
+mod object;
+mod pod;
+mod report;
+mod selector;
+mod service;
+mod volume;
+mod workload;
 
 pub use fields::{FieldProblem, check_fields};
+pub use object::{object, subresource};
