@@ -52,6 +52,8 @@ const MTU: u32 = 1500;
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
+/// Pause before a node that was just registered looks whether it has a network for its pods.
+const NETWORK_WAIT: Duration = Duration::from_millis(10);
 
 /// What the agent is started with.
 pub struct Options {
@@ -108,7 +110,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let registries = Rc::new(Registries::read(&places.config.join("registries.yaml")).context("read registries.yaml")?);
     let registered = loop {
         match node::register(&client, &name).await {
-            Ok(object) => break object,
+            Ok(object) if object["spec"]["podCIDR"].is_string() => break object,
+            // The master gives out the network for its pods right after the node has been registered.
+            Ok(_) => {
+                Timer::after(NETWORK_WAIT).await;
+                continue;
+            }
             Err(error) => log::warn!("node={name} {error:#}"),
         }
         Timer::after(RETRY).await;

@@ -9,6 +9,7 @@ mod garbage;
 mod namespace;
 mod namespace_defaults;
 mod node;
+mod node_cidr;
 mod pod_garbage;
 mod queue;
 mod replicaset;
@@ -49,7 +50,9 @@ pub async fn run(objects: Objects, options: Options) {
     spawn(&executor, &namespace::Controller::new(&shared));
     spawn(&executor, &namespace_defaults::Controller::new(&shared, options.root_ca_pem));
     spawn(&executor, &pod_garbage::Controller::new(&shared));
-    spawn(&executor, &node::Controller::new(&shared, &shared.recorder(&executor, "node-controller")));
+    let recorder = shared.recorder(&executor, "node-controller");
+    spawn(&executor, &node::Controller::new(&shared, &recorder));
+    spawn(&executor, &node_cidr::Controller::new(&shared, &recorder));
     spawn(&executor, &endpoints::Controller::new(&shared));
     executor.run(shared.feed.clone().run()).await;
 }

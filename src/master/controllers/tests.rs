@@ -61,6 +61,7 @@ struct World {
     defaults: Rc<namespace_defaults::Controller>,
     pod_garbage: Rc<pod_garbage::Controller>,
     nodes: Rc<node::Controller>,
+    node_cidrs: Rc<node_cidr::Controller>,
     endpoints: Rc<endpoints::Controller>,
 }
 
@@ -81,6 +82,7 @@ impl World {
             defaults: namespace_defaults::Controller::new(&shared, "the CA".to_owned()),
             pod_garbage: pod_garbage::Controller::new(&shared),
             nodes: node::Controller::new(&shared, &recorder),
+            node_cidrs: node_cidr::Controller::new(&shared, &recorder),
             endpoints: endpoints::Controller::new(&shared),
             shared,
             recorder,
@@ -158,6 +160,7 @@ impl World {
             worked |= drain(&*self.defaults).await;
             worked |= drain(&*self.pod_garbage).await;
             worked |= drain(&*self.nodes).await;
+            worked |= drain(&*self.node_cidrs).await;
             worked |= drain(&*self.endpoints).await;
             if !worked {
                 self.recorder.flush().await;
@@ -720,5 +723,22 @@ fn a_service_follows_the_pods_it_selects() {
         world.delete("services", "default", "web", Propagation::Default).await;
         world.settle().await;
         assert_eq!((world.names("endpoints").len(), world.names("endpointslices").len()), (0, 0));
+    });
+}
+
+#[test]
+fn every_node_has_a_network_of_its_own() {
+    smol::block_on(async {
+        let world = World::new();
+        for name in ["a", "b", "c"] {
+            world.create("nodes", json!({"metadata": {"name": name}})).await;
+        }
+        world.settle().await;
+        let networks = |world: &World| world.list("nodes").iter().map(|node| node["spec"]["podCIDR"].clone()).collect::<Vec<_>>();
+        assert_eq!(networks(&world), ["10.244.0.0/24", "10.244.1.0/24", "10.244.2.0/24"]);
+        world.delete("nodes", "", "b", Propagation::Default).await;
+        world.create("nodes", json!({"metadata": {"name": "d"}})).await;
+        world.settle().await;
+        assert_eq!(networks(&world), ["10.244.0.0/24", "10.244.2.0/24", "10.244.1.0/24"]);
     });
 }
