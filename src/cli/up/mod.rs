@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod cluster;
+mod demo;
 pub mod down;
 pub mod hello;
 mod link;
@@ -51,10 +52,15 @@ pub struct Flags {
     /// the port of 127.0.0.1 on which the API answers (6443, or another one if that is taken)
     #[argh(option)]
     pub api_port: Option<u16>,
+    /// run a web server of three replicas on it
+    #[argh(switch)]
+    pub demo: bool,
 }
 
 pub const EXAMPLES: &str = "# A cluster of one node
 edgectl up
+# The same, with something that runs on it
+edgectl up --demo
 # A second one beside it, which gets the context edgectl-shop
 edgectl up --name shop";
 
@@ -102,17 +108,25 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
     merge_context(&kubeconfig, &cluster.context(), &target)?;
     progress.done()?;
-    progress.say(&next(&cluster))?;
+    if flags.demo {
+        demo::run(&cluster, &client, &kubeconfig.to_string_lossy(), &mut progress).await?;
+    }
+    progress.say(&next(&cluster, flags.demo))?;
     Ok(0)
 }
 
 /// What to type next.
-fn next(cluster: &Cluster) -> String {
+fn next(cluster: &Cluster, has_demo: bool) -> String {
     let name = if cluster.name() == cluster::DEFAULT_NAME { String::new() } else { format!(" --name {}", cluster.name()) };
-    format!(
-        "\nNext:\n  edgectl get nodes                 the node, from this shell; kubectl does as well\n  \
-         edgectl up --demo{name:<15}  a web server of three replicas\n  edgectl down{name:<20}  take the cluster away"
-    )
+    let demo = format!("edgectl up --demo{name}");
+    let down = format!("edgectl down{name}");
+    let first = match has_demo {
+        true => ("edgectl scale deployment hello --replicas=5", "more of them"),
+        false => (demo.as_str(), "a web server of three replicas"),
+    };
+    let rest = [("edgectl get pods -A", "all that runs; kubectl does as well"), (down.as_str(), "take the cluster away, without a trace")];
+    let lines: String = [first].iter().chain(&rest).map(|(command, about)| format!("\n  {command:<45}{about}")).collect();
+    format!("\nNext:{lines}")
 }
 
 /// One line for each step, with the time that it took.
