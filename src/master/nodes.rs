@@ -7,6 +7,8 @@ use std::rc::Rc;
 
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 
 use crate::api::status::Status;
@@ -26,17 +28,19 @@ impl Nodes {
     ///
     /// # Errors
     /// `BadRequest` if the request does not ask to switch, `TooManyRequests` if there are too many nodes.
-    pub fn accept(&self, node: &str, mut request: Request<Incoming>) -> Result<Response<Body>, Status> {
-        if request.headers().get(UPGRADE).map(HeaderValue::as_bytes) != Some(tunnel::PROTOCOL.as_bytes()) {
+    pub fn accept(&self, node: &str, parts: &mut Parts) -> Result<Response<Body>, Status> {
+        let switch = parts.extensions.remove::<OnUpgrade>();
+        let asked = parts.headers.get(UPGRADE).map(HeaderValue::as_bytes) == Some(tunnel::PROTOCOL.as_bytes());
+        let Some(switch) = switch.filter(|_| asked) else {
             return Err(Status::bad_request(format!("the tunnel of a node is opened with the header Upgrade: {}", tunnel::PROTOCOL)));
-        }
+        };
         self.0.borrow_mut().retain(|_, tunnel| !tunnel.is_closed());
         if self.0.borrow().len() >= TUNNELS_MAX {
             return Err(Status::too_many_requests(format!("there are {TUNNELS_MAX} nodes already"), 60));
         }
         let (nodes, node) = (self.clone(), node.to_owned());
         task::spawn(async move {
-            let opened = async { anyhow::Ok(Tunnel::over(hyper::upgrade::on(&mut request).await?).await?) };
+            let opened = async { anyhow::Ok(Tunnel::over(switch.await?).await?) };
             match opened.await {
                 Ok(tunnel) => {
                     log::info!("node={node} tunnel open");
@@ -51,6 +55,11 @@ impl Nodes {
         answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(tunnel::PROTOCOL));
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
         Ok(answer)
+    }
+
+    /// Nodes whose agents are connected.
+    pub fn count(&self) -> usize {
+        self.0.borrow().values().filter(|tunnel| !tunnel.is_closed()).count()
     }
 
     /// Asks a node's agent; the URI is a path with its query.
