@@ -83,9 +83,9 @@ pub struct Line {
 
 impl Line {
     /// What the verb's argh description reads: flags first, then the rest behind `--` so that no name is taken for a flag.
-    pub fn argh(&self, skip: usize) -> Vec<&str> {
+    pub fn argh(&self) -> Vec<&str> {
         let flags = self.flags.iter().map(String::as_str);
-        flags.chain(["--"]).chain(self.positionals.iter().skip(skip).map(String::as_str)).collect()
+        flags.chain(["--"]).chain(self.positionals.iter().map(String::as_str)).collect()
     }
 }
 
@@ -324,7 +324,7 @@ mod tests {
     fn words_behind_two_dashes_are_no_flags() {
         let line = read("web -it -- ls -l --help").unwrap();
         assert_eq!((line.positionals.join(" "), line.dash, line.help), ("web ls -l --help".into(), Some(1), false));
-        assert_eq!(line.argh(1), ["--stdin", "--tty", "--", "ls", "-l", "--help"]);
+        assert_eq!(line.argh(), ["--stdin", "--tty", "--", "web", "ls", "-l", "--help"]);
     }
 
     #[test]

@@ -1,8 +1,14 @@
 //! `edgectl` as people type it: the table of verbs, what all of them share, and how their errors are told.
 //! It runs no daemon and knows no file of the cluster but the kubeconfig.
 
+mod apply;
 mod args;
+mod create;
+mod delete;
+mod describe;
 mod errors;
+mod follow;
+mod generate;
 mod get;
 mod image;
 mod jsonpath;
@@ -11,6 +17,7 @@ mod output;
 mod select;
 mod table;
 mod tabwriter;
+mod three_way;
 pub mod up;
 mod yaml;
 
@@ -26,7 +33,8 @@ use argh::{ArgsInfo, CommandInfoWithArgs, FromArgs};
 use crate::api::text;
 use crate::base::{log as lines, task};
 use crate::client::kubeconfig::{self, Kubeconfig, Overrides};
-use crate::client::{Client, Manner, discovery::Resolver};
+use crate::client::discovery::{self, Resolver};
+use crate::client::{Client, Manner, Resource};
 use args::{Global, Line};
 
 /// What a verb answers: the exit code.
@@ -60,25 +68,57 @@ macro_rules! verb {
 }
 
 /// Groups of verbs, as the help lists them.
-const GROUPS: &[(&str, &[Verb])] = &[(
-    "Basic Commands",
-    &[verb!("get", "Display one or many resources", "get (TYPE[.VERSION][.GROUP] [NAME | -l label] | TYPE/NAME ...) [flags]", get::EXAMPLES, get::Flags, get::run)],
-), (
-    "A Cluster on This Machine",
-    &[
-        verb!("up", "Start a cluster to try things on", "up [--name NAME] [flags]", up::EXAMPLES, up::Flags, up::run),
-        verb!("down", "Take such a cluster away, without a trace", "down [--name NAME]", up::down::EXAMPLES, up::down::Flags, up::down::run),
-    ],
-), (
-    "Images of This Machine",
-    &[
-        verb!("image pull", "Pull an image from its registry", "image pull NAME... [flags]", image::PULL_EXAMPLES, image::PullFlags, image::pull),
-        verb!("image ls", "List the images of this machine", "image ls [flags]", image::LS_EXAMPLES, image::LsFlags, image::ls),
-        verb!("image rm", "Remove names of images, and images", "image rm NAME|ID... [flags]", image::RM_EXAMPLES, image::RmFlags, image::rm),
-        verb!("image load", "Load images from an archive", "image load [-i FILE] [flags]", image::LOAD_EXAMPLES, image::LoadFlags, image::load),
-        verb!("image save", "Save images into an archive", "image save NAME|ID... [-o FILE] [flags]", image::SAVE_EXAMPLES, image::SaveFlags, image::save),
-    ],
-)];
+const GROUPS: &[(&str, &[Verb])] = &[
+    (
+        "Basic Commands",
+        &[
+            verb!("get", "Display one or many resources", "get (TYPE[.VERSION][.GROUP] [NAME | -l label] | TYPE/NAME ...) [flags]", get::EXAMPLES, get::Flags, get::run),
+            verb!("describe", "Show details of a specific resource or group of resources", "describe (-f FILENAME | TYPE [NAME_PREFIX | -l label] | TYPE/NAME) [flags]", describe::EXAMPLES, describe::Flags, describe::run),
+            verb!("create", "Create a resource from a file or from stdin", "create -f FILENAME [flags]", create::EXAMPLES, create::Flags, create::run),
+            verb!("create deployment", "Create a deployment with the specified name", "create deployment NAME --image=image -- [COMMAND] [args...]", "", generate::Deployment, generate::deployment),
+            verb!("create namespace", "Create a namespace with the specified name", "create namespace NAME", "", generate::Namespace, generate::namespace),
+            verb!("create serviceaccount", "Create a service account with the specified name", "create serviceaccount NAME", "", generate::ServiceAccount, generate::service_account),
+            verb!("create configmap", "Create a config map from a local file, directory or literal value", "create configmap NAME [--from-file=[key=]source] [--from-literal=key1=value1]", "", generate::ConfigMap, generate::config_map),
+            verb!("create secret generic", "Create a secret from a local file, directory, or literal value", "create secret generic NAME [--from-file=[key=]source] [--from-literal=key1=value1]", "", generate::Secret, generate::secret),
+            verb!("create secret docker-registry", "Create a secret for use with a Docker registry", "create secret docker-registry NAME --docker-username=user --docker-password=password [--docker-server=string]", "", generate::RegistrySecret, generate::registry_secret),
+            verb!("create secret tls", "Create a TLS secret", "create secret tls NAME --cert=path/to/cert/file --key=path/to/key/file", "", generate::TlsSecret, generate::tls_secret),
+            verb!("create job", "Create a job with the specified name", "create job NAME --image=image [--from=cronjob/name] -- [COMMAND] [args...]", "", generate::Job, generate::job),
+            verb!("create cronjob", "Create a cron job with the specified name", "create cronjob NAME --image=image --schedule='0/5 * * * ?' -- [COMMAND] [args...]", "", generate::CronJob, generate::cron_job),
+            verb!("create service clusterip", "Create a ClusterIP service", "create service clusterip NAME [--tcp=<port>:<targetPort>]", "", generate::Service, generate::service),
+            verb!("create service nodeport", "Create a NodePort service", "create service nodeport NAME [--tcp=port:targetPort]", "", generate::Service, generate::service),
+            verb!("create service loadbalancer", "Create a LoadBalancer service", "create service loadbalancer NAME [--tcp=port:targetPort]", "", generate::Service, generate::service),
+            verb!("create service externalname", "Create an ExternalName service", "create service externalname NAME --external-name external.name", "", generate::Service, generate::service),
+            verb!("create role", "Create a role with single rule", "create role NAME --verb=verb --resource=resource.group/subresource", "", generate::Role, generate::role),
+            verb!("create clusterrole", "Create a cluster role", "create clusterrole NAME --verb=verb --resource=resource.group", "", generate::Role, generate::role),
+            verb!("create rolebinding", "Create a role binding for a particular role or cluster role", "create rolebinding NAME --clusterrole=NAME|--role=NAME [--user=username]", "", generate::RoleBinding, generate::role_binding),
+            verb!("create clusterrolebinding", "Create a cluster role binding for a particular cluster role", "create clusterrolebinding NAME --clusterrole=NAME [--user=username]", "", generate::RoleBinding, generate::role_binding),
+            verb!("create quota", "Create a quota with the specified name", "create quota NAME [--hard=key1=value1,key2=value2]", "", generate::Quota, generate::quota),
+            verb!("create poddisruptionbudget", "Create a pod disruption budget with the specified name", "create poddisruptionbudget NAME --selector=SELECTOR --min-available=N", "", generate::DisruptionBudget, generate::disruption_budget),
+            verb!("create priorityclass", "Create a priority class with the specified name", "create priorityclass NAME --value=VALUE", "", generate::PriorityClass, generate::priority_class),
+            verb!("create token", "Request a service account token", "create token SERVICE_ACCOUNT_NAME", "", generate::Token, generate::token),
+            verb!("apply", "Apply a configuration to a resource by file name or stdin", "apply (-f FILENAME | -k DIRECTORY) [flags]", apply::EXAMPLES, apply::Flags, apply::run),
+            verb!("replace", "Replace a resource by file name or stdin", "replace -f FILENAME [flags]", create::REPLACE_EXAMPLES, create::ReplaceFlags, create::replace),
+            verb!("delete", "Delete resources by file names, stdin, resources and names, or by resources and label selector", "delete ([-f FILENAME] | TYPE [(NAME | -l label | --all)]) [flags]", delete::EXAMPLES, delete::Flags, delete::run),
+        ],
+    ),
+    (
+        "A Cluster on This Machine",
+        &[
+            verb!("up", "Start a cluster to try things on", "up [--name NAME] [flags]", up::EXAMPLES, up::Flags, up::run),
+            verb!("down", "Take such a cluster away, without a trace", "down [--name NAME]", up::down::EXAMPLES, up::down::Flags, up::down::run),
+        ],
+    ),
+    (
+        "Images of This Machine",
+        &[
+            verb!("image pull", "Pull an image from its registry", "image pull NAME... [flags]", image::PULL_EXAMPLES, image::PullFlags, image::pull),
+            verb!("image ls", "List the images of this machine", "image ls [flags]", image::LS_EXAMPLES, image::LsFlags, image::ls),
+            verb!("image rm", "Remove names of images, and images", "image rm NAME|ID... [flags]", image::RM_EXAMPLES, image::RmFlags, image::rm),
+            verb!("image load", "Load images from an archive", "image load [-i FILE] [flags]", image::LOAD_EXAMPLES, image::LoadFlags, image::load),
+            verb!("image save", "Save images into an archive", "image save NAME|ID... [-o FILE] [flags]", image::SAVE_EXAMPLES, image::SaveFlags, image::save),
+        ],
+    ),
+];
 
 fn verbs() -> impl Iterator<Item = &'static Verb> {
     GROUPS.iter().flat_map(|(_, verbs)| verbs.iter())
@@ -99,8 +139,7 @@ pub struct Context {
 impl Context {
     /// The verb's own flags and names, read by argh.
     fn flags<F: FromArgs>(&self) -> Result<F> {
-        let words = self.verb.name.split(' ').count() - 1;
-        F::from_args(&["edgectl", self.verb.name], &self.line.argh(words)).map_err(|exit| {
+        F::from_args(&["edgectl", self.verb.name], &self.line.argh()).map_err(|exit| {
             let text = exit.output.trim().trim_start_matches("Error: ").to_owned();
             anyhow!("{}\nSee 'edgectl {} --help' for usage.", text, self.verb.name)
         })
@@ -108,7 +147,7 @@ impl Context {
 
     /// How many names stood before `--`; all of them if it was not there.
     fn names_before_dash(&self) -> Option<usize> {
-        self.line.dash.map(|dash| dash.saturating_sub(self.verb.name.split(' ').count() - 1))
+        self.line.dash
     }
 
     pub fn kubeconfig(&self) -> Result<&Kubeconfig> {
@@ -251,9 +290,10 @@ fn dispatch(words: &[String]) -> Answer {
         return Ok(0);
     }
     let mut line = line;
-    // The verb itself is the first of the names.
-    line.positionals.remove(0);
-    line.dash = line.dash.map(|dash| dash.saturating_sub(1));
+    // The words of the verb itself are the first of the names.
+    let own = verb.name.split(' ').count();
+    line.positionals.drain(..own);
+    line.dash = line.dash.map(|dash| dash.saturating_sub(own));
     let global_words: Vec<&str> = line.global.iter().map(String::as_str).collect();
     let global = Global::from_args(&["edgectl"], &global_words).map_err(|exit| anyhow!("{}", exit.output.trim()))?;
     if global.v.is_some_and(|level| level >= 6) {
@@ -273,39 +313,42 @@ fn dispatch(words: &[String]) -> Answer {
     answer.map(|code| if code == 0 && cx.failed.get() { 1 } else { code })
 }
 
-/// The verb that a line means: of two words if there is one such, else of one.
+/// The verb that a line means: the longest name that its first words are.
 fn find(words: &[String], first: &str) -> Result<&'static Verb> {
-    let below: Vec<&Verb> = verbs().filter(|verb| verb.name.split_once(' ').is_some_and(|(parent, _)| parent == first)).collect();
-    let parent = verbs().find(|verb| verb.name == first);
-    if parent.is_none() && below.is_empty() {
+    let mut family: Vec<&Verb> = verbs().filter(|verb| verb.name.split(' ').next() == Some(first)).collect();
+    if family.is_empty() {
         let near = text::likely(first, verbs().map(|verb| verb.name.split(' ').next().unwrap_or(verb.name)));
         match near {
             Some(near) => bail!("unknown command {first:?} for \"edgectl\"\n\nDid you mean this?\n\t{near}\n"),
             None => bail!("unknown command {first:?} for \"edgectl\"\nRun 'edgectl help' for usage."),
         }
     }
-    // The second word is found with the flags of any verb below known, so that their values are not taken for it.
-    for verb in &below {
+    family.sort_by_key(|verb| std::cmp::Reverse(verb.name.split(' ').count()));
+    for verb in &family {
+        // Read with the verb's own flags, so that none of their values is taken for a word of its name.
         let line = args::split(words, (verb.info)().flags, true)?;
-        let second = verb.name.split_once(' ').map(|(_, second)| second);
-        if line.positionals.get(1).map(String::as_str) == second {
+        if verb.name.split(' ').zip(&line.positionals).filter(|(word, typed)| word == typed).count() == verb.name.split(' ').count() {
             return Ok(verb);
         }
     }
-    if let Some(parent) = parent {
-        return Ok(parent);
-    }
     let rough = args::split(words, &[], true)?;
-    if rough.help || rough.positionals.len() < 2 {
-        print_all(&family(first));
+    let typed: Vec<&str> = rough.positionals.iter().map(String::as_str).collect();
+    // The part of the line that is the beginning of some verb.
+    let depth = (1..=typed.len()).rev().find(|depth| verbs().any(|verb| is_below(verb.name, &typed[..*depth].join(" ")))).unwrap_or(1);
+    let parent = typed[..depth].join(" ");
+    let Some(next) = typed.get(depth).filter(|_| !rough.help) else {
+        print_all(&below(&parent));
         std::process::exit(i32::from(!rough.help));
+    };
+    let names = verbs().filter_map(|verb| verb.name.strip_prefix(&parent)?.strip_prefix(' ')?.split(' ').next());
+    match text::likely(next, names) {
+        Some(near) => bail!("unknown command \"{parent} {next}\", did you mean \"{parent} {near}\"?"),
+        None => bail!("unknown command \"{parent} {next}\"\nSee 'edgectl {parent} --help' for usage."),
     }
-    let second = &rough.positionals[1];
-    let names = below.iter().filter_map(|verb| verb.name.split_once(' ')).map(|(_, second)| second);
-    match text::likely(second, names) {
-        Some(near) => bail!("unknown command \"{first} {second}\", did you mean \"{first} {near}\"?"),
-        None => bail!("unknown command \"{first} {second}\"\nSee 'edgectl {first} --help' for usage."),
-    }
+}
+
+fn is_below(name: &str, parent: &str) -> bool {
+    name.strip_prefix(parent).is_some_and(|rest| rest.starts_with(' '))
 }
 
 fn help(words: &[String]) -> Answer {
@@ -318,8 +361,8 @@ fn help(words: &[String]) -> Answer {
         print_all(&args::help(verb.usage, verb.about, verb.examples, (verb.info)().flags));
         return Ok(0);
     }
-    if verbs().any(|verb| verb.name.starts_with(&format!("{name} "))) {
-        print_all(&family(&name));
+    if verbs().any(|verb| is_below(verb.name, &name)) {
+        print_all(&below(&name));
         return Ok(0);
     }
     bail!("unknown help topic {name:?}; 'edgectl help' lists the commands")
@@ -329,22 +372,31 @@ fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");
     for (title, verbs) in GROUPS {
         text += &format!("\n{title}:\n");
-        for verb in verbs.iter() {
-            text += &format!("  {:<22} {}\n", verb.name, verb.about);
+        for verb in verbs.iter().filter(|verb| !verb.name.contains(' ') || !has_parent(verb.name)) {
+            text += &format!("  {:<16} {}\n", verb.name, verb.about);
         }
     }
     text + "\nUsage:\n  edgectl [flags] [options]\n\nUse \"edgectl <command> --help\" for more information about a given command.\nUse \"edgectl options\" for a list of global command-line options (applies to all commands).\n"
 }
 
+/// The verb stands below one that is listed itself.
+fn has_parent(name: &str) -> bool {
+    let first = name.split(' ').next();
+    verbs().any(|verb| Some(verb.name) == first)
+}
+
 /// What there is below a verb of several words.
-fn family(first: &str) -> String {
+fn below(parent: &str) -> String {
     let mut text = String::from("Available Commands:\n");
-    for verb in verbs() {
-        if let Some(second) = verb.name.strip_prefix(first).and_then(|rest| rest.strip_prefix(' ')) {
-            text += &format!("  {second:<18} {}\n", verb.about);
-        }
+    for verb in verbs().filter(|verb| is_below(verb.name, parent)) {
+        text += &format!("  {:<20} {}\n", &verb.name[parent.len() + 1..], verb.about);
     }
-    text + &format!("\nUsage:\n  edgectl {first} COMMAND [flags]\n\nUse \"edgectl {first} <command> --help\" for more information about a given command.\n")
+    text + &format!("\nUsage:\n  edgectl {parent} COMMAND [flags]\n\nUse \"edgectl {parent} <command> --help\" for more information about a given command.\n")
+}
+
+/// A built-in resource, found without asking a server.
+fn known(word: &str) -> Option<Resource> {
+    discovery::built_in_called(word)
 }
 
 fn print_all(text: &str) {

@@ -130,7 +130,7 @@ impl Resolver {
     /// # Errors
     /// If the server has none of that name ([`Unknown`]), or cannot be asked.
     pub async fn resolve(&self, word: &str) -> Result<Resource> {
-        if let Some(row) = built_in().find(|row| named(row, word)) {
+        if let Some(row) = built_in_called(word) {
             return Ok(row);
         }
         let served = self.served().await?;
@@ -209,6 +209,11 @@ impl Resolver {
 /// The resources every server of ours has; empty ones (reviews) included.
 pub fn built_in() -> impl Iterator<Item = Resource> {
     schema::resources().map(Resource::from)
+}
+
+/// The built-in resource that a word names.
+pub fn built_in_called(word: &str) -> Option<Resource> {
+    built_in().find(|row| named(row, word))
 }
 
 fn named(row: &Resource, word: &str) -> bool {

@@ -1,0 +1,290 @@
+//! `apply`: makes objects as a manifest wants them, again and again, keeping what others wrote. On the client with the manifest kept in an
+//! annotation, or on the server (`--server-side`).
+
+use anyhow::{Result, anyhow, bail};
+use argh::{ArgsInfo, FromArgs};
+use serde_json::{Map, Value, json};
+
+use super::create::{Shown, is_strict, validation};
+use super::manifest::Sources;
+use super::output::{DryRun, Form};
+use super::select::{self, Pick, Wanted};
+use super::{Context, delete, three_way};
+use crate::api::selector;
+use crate::client::{Patch, Query, Resource, is_not_found, refusal};
+
+/// Where the manifest is kept.
+pub const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// How often a patch is made anew after somebody else changed the object.
+const TRIES_MAX: u32 = 5;
+
+pub const EXAMPLES: &str = "# Make everything in a file, or change it to what the file says
+edgectl apply -f web.yaml
+# A folder with all that is below it
+edgectl apply -R -f manifests/
+# What the server would answer, without doing it
+edgectl apply -f web.yaml --dry-run=server -o yaml";
+
+/// make objects as files want them
+#[derive(FromArgs, ArgsInfo)]
+pub struct Flags {
+    /// file, folder or address with the objects
+    #[argh(option, short = 'f')]
+    filename: Vec<String>,
+    /// kustomization folder
+    #[argh(option, short = 'k')]
+    kustomize: Option<String>,
+    /// read folders of -f with all that is below them
+    #[argh(switch, short = 'R')]
+    recursive: bool,
+    /// output format
+    #[argh(option, short = 'o', arg_name = "format")]
+    output: Option<String>,
+    /// only show what would be done: on the client, or as the server would answer
+    #[argh(option, arg_name = "client|server|none")]
+    dry_run: Option<String>,
+    /// how to treat fields that the kind does not have
+    #[argh(option, arg_name = "strict|warn|ignore|true|false")]
+    validate: Option<String>,
+    /// let the server merge
+    #[argh(switch)]
+    server_side: bool,
+    /// take fields over that others own, with --server-side
+    #[argh(switch)]
+    force_conflicts: bool,
+    /// delete and create anew what cannot be changed
+    #[argh(switch)]
+    force: bool,
+    /// overwrite what others changed; always done
+    #[argh(option, arg_name = "true|false")]
+    overwrite: Option<String>,
+    /// name that owns the fields
+    #[argh(option)]
+    field_manager: Option<String>,
+    /// apply only the objects with these labels
+    #[argh(option, short = 'l')]
+    selector: Option<String>,
+    /// apply this subresource, with --server-side
+    #[argh(option)]
+    subresource: Option<String>,
+    /// keep managedFields in JSON and YAML
+    #[argh(switch)]
+    show_managed_fields: bool,
+}
+
+pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
+    if flags.filename.is_empty() && flags.kustomize.is_none() {
+        bail!("must specify one of -f and -k\nSee 'edgectl apply --help' for usage.");
+    }
+    let _always_overwritten = &flags.overwrite;
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    if flags.server_side && dry_run == DryRun::Client {
+        bail!("--dry-run=client doesn't work with --server-side (did you mean --dry-run=server instead?)");
+    }
+    if flags.force_conflicts && !flags.server_side {
+        bail!("--force-conflicts only works with --server-side");
+    }
+    let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: is_strict(&flags.validate) };
+    let picks = select::picks(cx, &Wanted { sources, ..Wanted::default() }).await?;
+    if picks.is_empty() {
+        bail!("no objects passed to apply");
+    }
+    let selector = selector::Labels::parse(flags.selector.as_deref().unwrap_or_default()).map_err(|error| anyhow!("{error:#}"))?;
+    let mut shown = Shown::new(cx, &form, flags.show_managed_fields);
+    for pick in picks {
+        let Pick::One { resource, namespace, name, document: Some(document) } = pick else { continue };
+        if !selector.matches(&document.object["metadata"]["labels"]) {
+            continue;
+        }
+        if name.is_empty() {
+            let generates = document.object["metadata"]["generateName"].is_string();
+            cx.fail(&match generates {
+                true => anyhow!("from {}: cannot use generate name with apply", document.source),
+                false => anyhow!("error when applying {:?}: resource name may not be empty", document.source),
+            });
+            continue;
+        }
+        let one = One { cx, flags: &flags, dry_run, resource: &resource, namespace: &namespace, name: &name };
+        let done = if flags.server_side { one.on_server(&document.object).await } else { one.on_client(&document.object, &document.source).await };
+        match done {
+            Ok((object, operation)) => shown.object(&resource, object, operation, dry_run)?,
+            Err(error) if refusal(&error).is_some() => cx.fail(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    shown.end_as_list()?;
+    Ok(0)
+}
+
+struct One<'a> {
+    cx: &'a Context,
+    flags: &'a Flags,
+    dry_run: DryRun,
+    resource: &'a Resource,
+    namespace: &'a str,
+    name: &'a str,
+}
+
+impl One<'_> {
+    fn query(&self, manager: &str) -> Result<Query> {
+        let manager = self.flags.field_manager.as_deref().unwrap_or(manager);
+        let query = Query::new().with("fieldManager", manager).with("fieldValidation", validation(&self.flags.validate)?);
+        Ok(query.with("dryRun", self.dry_run.query()))
+    }
+
+    async fn on_server(&self, object: &Value) -> Result<(Value, &'static str)> {
+        let mut path = self.resource.path(self.namespace, self.name);
+        if let Some(subresource) = &self.flags.subresource {
+            path = format!("{path}/{subresource}");
+        }
+        let query = self.query("kubectl")?.with("force", self.flags.force_conflicts);
+        let mut object = object.clone();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("managedFields");
+        }
+        match self.cx.client()?.patch(&path, &query, Patch::Apply, &object).await {
+            Ok(object) => Ok((object, "serverside-applied")),
+            Err(error) => match refusal(&error) {
+                Some(refusal) if refusal.code == 409 => {
+                    let mut refusal = refusal.clone();
+                    refusal.message += "\nPlease review the fields above--they currently have other managers. Here\nare the ways you can resolve this warning:\n\
+                        * If you intend to manage all of these fields, please re-run the apply\n  command with the `--force-conflicts` flag.\n\
+                        * If you do not intend to manage all of the fields, please edit your\n  manifest to remove references to the fields that should keep their\n  current managers.\n\
+                        * You may co-own fields by updating your manifest to match the existing\n  value; in this case, you'll become the manager if the other manager(s)\n  stop managing the field (remove it from their configuration).\n\
+                        See https://kubernetes.io/docs/reference/using-api/server-side-apply/#conflicts";
+                    Err(anyhow!(refusal))
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    async fn on_client(&self, object: &Value, source: &str) -> Result<(Value, &'static str)> {
+        let client = self.cx.client()?;
+        let path = self.resource.path(self.namespace, self.name);
+        let wanted = with_last_applied(object);
+        let query = self.query("kubectl-client-side-apply")?;
+        let mut tries = 0;
+        loop {
+            let live = match client.get(&path).await {
+                Ok(live) => live,
+                Err(error) if is_not_found(&error) => {
+                    if self.dry_run == DryRun::Client {
+                        return Ok((wanted, "created"));
+                    }
+                    let created = client.create(&self.resource.list_path(Some(self.namespace)), &query, &wanted).await;
+                    return Ok((created.map_err(|error| in_file(error, "creating", source))?, "created"));
+                }
+                Err(error) => return Err(error),
+            };
+            let kept = live["metadata"]["annotations"][LAST_APPLIED].as_str();
+            if kept.is_none() && tries == 0 {
+                self.cx.note(&format!(
+                    "Warning: resource {}/{} is missing the {LAST_APPLIED} annotation which is required by edgectl apply. edgectl apply should only be used on resources created declaratively by either edgectl create --save-config or edgectl apply. The missing annotation will be patched automatically.",
+                    self.resource.plural, self.name
+                ));
+            }
+            let last = kept.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+            let (kind, mut patch) = three_way::patch(&self.resource.api_version(), &self.resource.kind, &last, &without_nulls(&wanted), &live);
+            drop_server_fields(&mut patch);
+            if patch.as_object().is_some_and(Map::is_empty) {
+                return Ok((live, "unchanged"));
+            }
+            if self.dry_run == DryRun::Client {
+                return Ok((wanted, "configured"));
+            }
+            match client.patch(&path, &query, kind, &patch).await {
+                Ok(object) => return Ok((object, "configured")),
+                Err(error) if refusal(&error).is_some_and(|refusal| refusal.reason == "Conflict") && tries < TRIES_MAX => tries += 1,
+                Err(error) if self.flags.force && refusal(&error).is_some_and(|refusal| matches!(refusal.reason.as_str(), "Invalid" | "Conflict")) => {
+                    client.delete(&path, &delete::options(None, -1, DryRun::None)?).await?;
+                    delete::gone(self.cx, self.resource, self.namespace, self.name, None, None).await?;
+                    let created = client.create(&self.resource.list_path(Some(self.namespace)), &query, &wanted).await?;
+                    return Ok((created, "configured"));
+                }
+                Err(error) => return Err(told_with_patch(error, self.resource, self.namespace, self.name, &patch, source)),
+            }
+        }
+    }
+}
+
+fn in_file(error: anyhow::Error, doing: &str, source: &str) -> anyhow::Error {
+    match refusal(&error) {
+        Some(refusal) => anyhow!(refusal.clone().when(doing, source)),
+        None => error,
+    }
+}
+
+/// A refused patch is shown, so that one sees what was tried.
+fn told_with_patch(error: anyhow::Error, resource: &Resource, namespace: &str, name: &str, patch: &Value, source: &str) -> anyhow::Error {
+    let Some(refusal) = refusal(&error).filter(|refusal| refusal.reason != "Invalid") else { return error };
+    let mut refusal = refusal.clone();
+    refusal.message = format!(
+        "error when applying patch:\n{patch}\nto:\nResource: \"{}, Resource={}\", GroupVersionKind: \"{}, Kind={}\"\nName: {name:?}, Namespace: {namespace:?}\nfor: {source:?}: error when patching {source:?}: {}",
+        resource.api_version(),
+        resource.plural,
+        resource.api_version(),
+        resource.kind,
+        refusal.message
+    );
+    anyhow!(refusal)
+}
+
+/// The object with itself kept in its annotation.
+pub fn with_last_applied(object: &Value) -> Value {
+    let mut bare = object.clone();
+    if !bare["metadata"].is_object() {
+        bare["metadata"] = json!({});
+    }
+    match &mut bare["metadata"]["annotations"] {
+        Value::Object(annotations) => {
+            annotations.remove(LAST_APPLIED);
+        }
+        other => *other = json!({}),
+    }
+    // kubectl writes what means something in HTML escaped, and so its annotation is told apart from none of ours.
+    let text = bare.to_string().replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026");
+    let mut object = bare;
+    object["metadata"]["annotations"][LAST_APPLIED] = format!("{text}\n").into();
+    object
+}
+
+/// Manifests that came out of a server often carry nulls that say nothing.
+fn without_nulls(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.retain(|key, value| !(key == "creationTimestamp" && value.is_null()));
+    }
+    object
+}
+
+/// What a manifest may carry of the server's own and no patch can change.
+fn drop_server_fields(patch: &mut Value) {
+    let Some(fields) = patch.as_object_mut() else { return };
+    // The manifest may be of another version of the same kind.
+    fields.remove("apiVersion");
+    fields.remove("kind");
+    if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
+        metadata.remove("creationTimestamp");
+        metadata.remove("managedFields");
+        if metadata.is_empty() {
+            fields.remove("metadata");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_is_kept_without_itself() {
+        let object = json!({"kind": "Pod", "metadata": {"name": "a", "annotations": {"x": "<y>", LAST_APPLIED: "old"}}});
+        let kept = with_last_applied(&object);
+        let text = kept["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
+        assert_eq!(text, "{\"kind\":\"Pod\",\"metadata\":{\"annotations\":{\"x\":\"\\u003cy\\u003e\"},\"name\":\"a\"}}\n");
+        let bare = with_last_applied(&json!({"kind": "Pod"}));
+        assert_eq!(bare["metadata"]["annotations"][LAST_APPLIED], "{\"kind\":\"Pod\",\"metadata\":{\"annotations\":{}}}\n");
+    }
+}
