@@ -311,3 +311,6 @@ async fn pause(attempts: u32, after: Option<Duration>) {
     let chance = crate::base::id::random::<1>()[0];
     Timer::after(after.unwrap_or(delay / 2 + delay / 2 * u32::from(chance) / 255)).await;
 }
+
+#[cfg(test)]
+mod tests;

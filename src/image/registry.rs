@@ -160,13 +160,13 @@ impl Session {
                     })?;
                 }
                 StatusCode::NOT_FOUND => return Err(Failure::NotFound),
-                StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => {
-                    let after =
-                        text(response.headers(), RETRY_AFTER).parse().ok().map(|seconds| RETRY_AFTER_MAX.min(Duration::from_secs(seconds)));
-                    return Err(Failure::Temporary(anyhow!("it is asked too often ({status}){}", said(response).await), after));
+                StatusCode::RANGE_NOT_SATISFIABLE if from > 0 => {
+                    return Err(Failure::Lasting(anyhow!("it has only {from} bytes of it: it was not pushed whole")));
                 }
-                _ if status.is_server_error() => {
-                    return Err(Failure::Temporary(anyhow!("it answers {status}{}", said(response).await), None));
+                _ if status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) => {
+                    let after = text(response.headers(), RETRY_AFTER).parse().ok().map(Duration::from_secs);
+                    let error = anyhow!("it answers {status}{}", said(response).await);
+                    return Err(Failure::Temporary(error, after.map(|after| after.min(RETRY_AFTER_MAX))));
                 }
                 _ => {
                     let said = said(response).await;
