@@ -52,8 +52,6 @@ const MTU: u32 = 1500;
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
-/// Pause before a node that was just registered looks whether it has a network for its pods.
-const NETWORK_WAIT: Duration = Duration::from_millis(10);
 
 /// What the agent is started with.
 pub struct Options {
@@ -108,19 +106,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let runtime = Runtime::new(&places.run);
     let images = Images::open(&places.state.join("images")).context("open the image store")?;
     let registries = Rc::new(Registries::read(&places.config.join("registries.yaml")).context("read registries.yaml")?);
-    let registered = loop {
-        match node::register(&client, &name).await {
-            Ok(object) if object["spec"]["podCIDR"].is_string() => break object,
-            // The master gives out the network for its pods right after the node has been registered.
-            Ok(_) => {
-                Timer::after(NETWORK_WAIT).await;
-                continue;
-            }
-            Err(error) => log::warn!("node={name} {error:#}"),
-        }
+    while let Err(error) = node::register(&client, &name).await {
+        log::warn!("node={name} {error:#}");
         Timer::after(RETRY).await;
-    };
-    let pod_cidr = registered["spec"]["podCIDR"].as_str().context("the master gave this node no network for its pods")?.to_owned();
+    }
+    let (pod_cidr, registered) = pod_network(&client, &name).await;
     let network = Network::open(NodeConfig {
         pod_cidr: pod_cidr.parse()?,
         cluster_cidr: CLUSTER_CIDR.parse()?,
@@ -375,6 +365,24 @@ impl Node {
         // There is no name server of the cluster's own on this node: ClusterFirst falls back to the node's, as documented.
         let policy = if spec.dns_policy == "None" { DnsPolicy::None } else { DnsPolicy::Default };
         (hosts, files::resolv_conf(policy, &of_node, &of_pod))
+    }
+}
+
+/// The network for this node's pods, once the master has given it one, and the Node as it is then.
+async fn pod_network(client: &Client, name: &str) -> (String, Value) {
+    let query = Query::new().with("fieldSelector", format!("metadata.name={name}"));
+    let feed = Feed::start(client.clone(), "/api/v1/nodes".into(), query);
+    loop {
+        let nodes = match feed.next().await {
+            Event::Relisted(nodes) => nodes,
+            Event::Added(node) | Event::Modified(node) => vec![node],
+            Event::Deleted(_) => Vec::new(),
+        };
+        for node in nodes {
+            if let Some(cidr) = node["spec"]["podCIDR"].as_str().filter(|cidr| !cidr.is_empty()) {
+                return (cidr.to_owned(), node);
+            }
+        }
     }
 }
 

@@ -66,11 +66,11 @@ fn architecture() -> &'static str {
     }
 }
 
-/// Registers the node; answers its object, with the network for its pods that the master gave it.
+/// Registers the node: from here on the master knows it, and gives it a network for its pods.
 ///
 /// # Errors
 /// If the API refuses for another reason than being away.
-pub async fn register(client: &Client, name: &str) -> anyhow::Result<Value> {
+pub async fn register(client: &Client, name: &str) -> anyhow::Result<()> {
     let object = json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {"name": name, "labels": {
@@ -94,10 +94,11 @@ pub async fn register(client: &Client, name: &str) -> anyhow::Result<Value> {
         .map(|(key, value)| (key.clone(), value.clone()))
         .collect();
     if missing.is_empty() {
-        return Ok(live);
+        return Ok(());
     }
     let patch = json!({"metadata": {"labels": missing}});
-    client.patch(&path, &Query::new(), Patch::Merge, &patch).await.context("label the node")
+    client.patch(&path, &Query::new(), Patch::Merge, &patch).await.context("label the node")?;
+    Ok(())
 }
 
 /// Keeps the lease and the status as long as the process lives.

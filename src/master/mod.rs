@@ -8,3 +8,103 @@ pub mod pki;
 mod recorder;
 pub mod scheduler;
 pub mod store;
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+
+use anyhow::Context;
+use crate::base::place::Places;
+use crate::base::{file, task};
+use crate::wire::tls;
+
+use nodes::Nodes;
+use pki::Pki;
+use store::{Objects, Store};
+
+pub const API_PORT: u16 = 6443;
+
+/// What the master is started with.
+pub struct Options {
+    pub places: Places,
+    /// Of the machine, and of the node on it.
+    pub name: String,
+    /// A socket that listens already, beside the one on [`API_PORT`]: the way in from another network namespace.
+    pub listener: Option<TcpListener>,
+}
+
+/// Runs the master until the process ends.
+///
+/// # Errors
+/// If its folders, certificates, store or port cannot be used.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { places, name, listener } = options;
+    for folder in [&places.config, &places.state] {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let pki = Pki::open(&places.config.join("pki")).context("open the certificate authority")?;
+    let store = Store::open(Some(&places.state.join("store.redb")))?;
+    let objects = Objects::new(store, apiserver::admission::admit);
+    let nodes = Nodes::default();
+    let api = apiserver::Server::new(objects.clone(), nodes, &pki.service_account_key().serialize_pem().as_bytes())?;
+
+    let own = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, API_PORT))).with_context(|| format!("listen on port {API_PORT}"))?;
+    let addresses = own_addresses();
+    let identity = pki.server(&server_names(&name), &addresses)?;
+    let identity = tls::Identity { certificate: identity.certificate.as_bytes(), key: identity.key.as_bytes() };
+    let tls = tls::server(identity, Some(pki.authority_pem().as_bytes())).context("set up TLS")?;
+    let address = addresses.iter().copied().find(|address| !address.is_loopback()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    write_kubeconfigs(&pki, &places, &name, address)?;
+
+    for listener in [Some(own), listener].into_iter().flatten() {
+        let serving = apiserver::run(api.clone(), listener, Some(tls.clone()));
+        task::spawn(async move {
+            if let Err(error) = serving.await {
+                log::error!("serve the API: {error}");
+            }
+        })
+        .detach();
+    }
+    apiserver::bootstrap::run(&objects, address, API_PORT).await.context("make the first objects")?;
+    api.set_ready();
+    log::info!("master={name} ready address={address}:{API_PORT}");
+    task::spawn(scheduler::run(objects.clone())).detach();
+    controllers::run(objects, controllers::Options { root_ca_pem: pki.authority_pem().to_owned() }).await;
+    Ok(())
+}
+
+/// The names under which the API is known. <https://kubernetes.io/docs/setup/best-practices/certificates/>
+fn server_names(name: &str) -> Vec<String> {
+    let service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+    service.into_iter().chain([name]).map(str::to_owned).collect()
+}
+
+/// The addresses of this machine, of the API's Service, and loopback.
+fn own_addresses() -> Vec<IpAddr> {
+    let service = apiserver::bootstrap::SERVICE_ADDRESS.parse().ok();
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let mut addresses: Vec<IpAddr> = interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip()))).collect();
+    addresses.extend(service);
+    addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    addresses.sort_unstable();
+    addresses.dedup();
+    // The Service's address is no machine's own: it comes last, where nobody takes it for one.
+    addresses.sort_by_key(|address| Some(*address) == service);
+    addresses
+}
+
+/// For the administrator, and for the agent on this machine; made once, so that a restart writes nothing.
+fn write_kubeconfigs(pki: &Pki, places: &Places, name: &str, address: IpAddr) -> anyhow::Result<()> {
+    let node = format!("system:node:{name}");
+    let configs: [(&Path, &str, &[&str]); 2] = [
+        (&places.admin_kubeconfig(), "kubernetes-admin", &["system:masters"]),
+        (&places.agent_kubeconfig(), &node, &["system:nodes"]),
+    ];
+    for (path, user, groups) in configs {
+        if !path.exists() {
+            let config = pki.kubeconfig(&format!("https://{}", SocketAddr::new(address, API_PORT)), user, groups)?;
+            file::replace(path, config.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

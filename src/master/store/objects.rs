@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Expired, Key, Object, Refused, Store, Watch, Write};
-use crate::api::meta;
+use crate::api::{defaults, meta, validation};
 use crate::api::schema::{self, Resource};
 use crate::api::status::Status;
 use crate::base::id;
@@ -128,7 +128,10 @@ impl Objects {
             meta::set(&mut value, "name", format!("{prefix}{}", id::suffix()));
         }
         begin_life(resource, namespace, &mut value);
+        complete(resource, &mut value);
         (self.0.admit)(self, resource, &mut value, None)?;
+        complete(resource, &mut value);
+        judge(resource, &value, None, Part::Whole)?;
         for _ in 0..NAMES_TRIED_MAX {
             let key = Key::new(resource, namespace, meta::name(&value));
             if dry_run {
@@ -173,6 +176,7 @@ impl Objects {
             same_object(resource, name, &live, &value)?;
             keep_identity(&live, &mut value);
             keep_other_part(resource, part, &live, &mut value);
+            complete(resource, &mut value);
             if part != Part::Status {
                 (self.0.admit)(self, resource, &mut value, Some(&live))?;
             }
@@ -182,6 +186,7 @@ impl Objects {
             if part == Part::Whole && counts_generations(resource) && spec_differs(resource, &live, &value) {
                 meta::set(&mut value, "generation", meta::generation(&live) + 1);
             }
+            judge(resource, &value, Some(&live), part)?;
             let key = live_object.key.clone();
             if dry_run {
                 return imagine(key, &value, live_object.revision);
@@ -362,6 +367,23 @@ fn begin_life(resource: &'static Resource, namespace: &str, value: &mut Value) {
     }
     if storage.subresource("status").is_some() {
         value.as_object_mut().expect("metadata was set on it just above").remove("status");
+    }
+}
+
+fn complete(resource: &'static Resource, value: &mut Value) {
+    defaults::apply(resource.stored_as().schema(), value);
+}
+
+/// What may be changed through a subresource its one writer answers for; its metadata is judged all the same.
+fn judge(resource: &'static Resource, value: &Value, live: Option<&Value>, part: Part) -> Result<(), Status> {
+    let storage = resource.stored_as();
+    let causes = match part {
+        Part::Whole => validation::object(storage, value, live),
+        Part::Status | Part::Subresource => validation::subresource(storage, "status", value, live),
+    };
+    match causes.is_empty() {
+        true => Ok(()),
+        false => Err(Status::invalid(storage.group, storage.kind, meta::name(value), causes)),
     }
 }
 
