@@ -29,7 +29,8 @@ pub fn open(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// Opens `path` inside `root` and refuses (ELOOP) any symbolic link on the way.
 pub fn open_without_links(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
-    open_with(root, path, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    // Not with O_NOFOLLOW, which together with O_PATH would open a link at the end itself.
+    open_with(root, path, OFlags::PATH, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
 }
 
 /// openat2(2), repeated while renames elsewhere make the kernel unsure whether `..` left the root (EAGAIN).
