@@ -322,9 +322,11 @@ impl Pod {
         self.ready_since().is_some()
     }
 
-    /// When the pod has been, or will have been, ready for `min_ready_seconds`; `None` if it is not ready.
+    /// When the pod has been, or will have been, ready for `min_ready_seconds`; `None` if it is not ready. Zero asks no clock:
+    /// the node's may be years ahead of ours.
     pub fn available_at(&self, min_ready_seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp(self.ready_since()?.0 + min_ready_seconds.max(0) * 1_000_000))
+        let since = self.ready_since()?;
+        Some(if min_ready_seconds <= 0 { Timestamp::default() } else { Timestamp(since.0 + min_ready_seconds * 1_000_000) })
     }
 }
 

@@ -1,5 +1,5 @@
-//! Gives every node a network of its own for its pods: the lowest free /24 of the cluster's 10.244.0.0/16 (upstream `pkg/controller/nodeipam`).
-//! It never changes one that was given: the node's pods live in it.
+//! Gives every node a network of its own for its pods: the lowest free /24 of the cluster's 10.244.0.0/16
+//! (upstream `pkg/controller/nodeipam`). It never changes one that was given: the node's pods live in it.
 
 use std::rc::Rc;
 use std::time::Duration;

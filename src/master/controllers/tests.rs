@@ -742,3 +742,55 @@ fn every_node_has_a_network_of_its_own() {
         assert_eq!(networks(&world), ["10.244.0.0/24", "10.244.2.0/24", "10.244.1.0/24"]);
     });
 }
+
+/// The loops as they run, with the scheduler and a node that obeys, against the deadline of a test.
+#[test]
+fn the_running_loops_bring_a_deployment_up_and_take_it_away_again() {
+    let objects = Objects::new(Store::open(None).unwrap(), admit);
+    let world = World::over(objects.clone());
+    smol::block_on(async {
+        let done = async {
+            let mut watch = objects.store().watch_all(objects.store().revision()).unwrap();
+            world.create("namespaces", json!({"metadata": {"name": "default"}})).await;
+            world.create("nodes", json!({"metadata": {"name": "node-1"}})).await;
+            let ready = |live: &Value| {
+                let mut node = live.clone();
+                node["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+                node["status"]["allocatable"] = json!({"cpu": "4", "memory": "4Gi", "pods": "110"});
+                Ok(node)
+            };
+            objects.update(world.resource("nodes"), "", "node-1", Part::Status, false, ready).await.unwrap();
+            world.create("deployments", deployment(5, "v1", json!({}))).await;
+            while world.get("deployments", "web")["status"]["availableReplicas"] != 5 {
+                watch.next().await.unwrap();
+                for (name, pod) in world.pods() {
+                    if pod.spec.node_name == "node-1" && !pod.is_ready() {
+                        world.obey(&name).await;
+                    }
+                }
+            }
+            world.delete("deployments", "default", "web", Propagation::Foreground).await;
+            while !world.names("deployments").is_empty() {
+                watch.next().await.unwrap();
+                for (name, pod) in world.pods() {
+                    if pod.metadata.is_deleting() {
+                        world.obey(&name).await;
+                    }
+                }
+            }
+            assert_eq!((world.pods().len(), world.names("replicasets").len()), (0, 0));
+            assert_eq!(world.names("serviceaccounts"), ["default"]);
+        };
+        let loops = async {
+            futures_util::join!(
+                run(objects.clone(), Options { root_ca_pem: "the CA".to_owned() }),
+                crate::master::scheduler::run(objects.clone())
+            );
+        };
+        let late = async {
+            smol::Timer::after(Duration::from_secs(30)).await;
+            panic!("the deadline has passed: {}", world.get("deployments", "web")["status"]);
+        };
+        futures_lite::future::or(done, futures_lite::future::or(loops, late)).await;
+    });
+}

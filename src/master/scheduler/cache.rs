@@ -150,9 +150,13 @@ impl Cache {
         self.charges.insert(uid.to_owned(), charge);
     }
 
-    /// Counts a pod no longer. Returns whether it was counted.
-    pub fn discharge(&mut self, uid: &str) -> bool {
-        let Some(charge) = self.charges.remove(uid) else { return false };
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        Some(&self.nodes[*self.places.get(name)?])
+    }
+
+    /// Counts a pod no longer. Returns the node where it was counted.
+    pub fn discharge(&mut self, uid: &str) -> Option<Rc<str>> {
+        let charge = self.charges.remove(uid)?;
         let index = *self.places.get(&charge.node).expect("a node with pods keeps its place");
         let node = &mut self.nodes[index];
         node.used.subtract(&charge.requests);
@@ -169,7 +173,7 @@ impl Cache {
         }
         node.by_owner.retain(|_, count| *count > 0);
         self.drop_if_unused(index);
-        true
+        Some(charge.node)
     }
 
     fn place(&mut self, name: &str) -> usize {
@@ -225,10 +229,10 @@ mod tests {
         cache.charge("p2", "a", &pod("500m", 0));
         let node = &cache.nodes()[0];
         assert_eq!((node.used.cpu_milli, node.pods, node.ports.len(), node.by_owner["set"]), (1500, 2, 1, 2));
-        assert!(cache.discharge("p1") && !cache.discharge("p1"));
+        assert_eq!((cache.discharge("p1").as_deref(), cache.discharge("p1")), (Some("a"), None));
         cache.remove_node("a");
         assert_eq!(cache.existing(), 1);
-        assert!(cache.discharge("p2"));
+        assert!(cache.discharge("p2").is_some());
         assert_eq!(cache.nodes().iter().map(|node| &*node.name).collect::<Vec<_>>(), ["b"]);
         assert_eq!(cache.places.len(), 1);
     }

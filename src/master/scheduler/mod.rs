@@ -183,7 +183,10 @@ impl Scheduler {
     fn take_node(&mut self, event: &Event) {
         match event.change {
             Change::Added | Change::Modified => self.set_node(&event.object),
-            Change::Deleted => self.cache.remove_node(&event.object.key.name),
+            Change::Deleted => {
+                self.cache.remove_node(&event.object.key.name);
+                self.queue.wake_all();
+            }
         }
     }
 
@@ -207,8 +210,12 @@ impl Scheduler {
 
     fn drop_pod(&mut self, uid: &str) {
         self.queue.forget(uid);
-        if self.cache.discharge(uid) {
-            self.queue.wake_all();
+        if let Some(name) = self.cache.discharge(uid)
+            && let Some(node) = self.cache.node(&name)
+            && let Some(offer) = &node.offer
+        {
+            // Only this node has changed, so only who fits on it now can be helped.
+            self.queue.wake_fitting(|pod| filter::check(&Candidate::new(pod), node, offer).is_ok());
         }
     }
 
@@ -256,12 +263,12 @@ impl Scheduler {
                 }));
             }
             Err(refusals) => {
-                self.queue.set_stuck(&waiting.uid);
                 let message = filter::explain(&pod, &refusals);
                 if !has_condition(&pod, "Unschedulable", &message) {
                     self.recorder.warning(&object, "FailedScheduling", message.clone());
                     self.report(&object, "Unschedulable", message);
                 }
+                self.queue.set_stuck(&waiting.uid, Rc::new(pod));
             }
         }
     }

@@ -3,8 +3,10 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::pod::Pod;
 use crate::master::store::Key;
 
 /// The pause between two tries of one pod, doubling from the first to the last (kube-scheduler `podInitialBackoffSeconds`,
@@ -31,8 +33,8 @@ pub struct Waiting {
 pub struct Queue {
     pods: HashMap<String, Waiting>,
     ready: BTreeMap<Rank, String>,
-    /// Those that fit nowhere.
-    stuck: BTreeSet<String>,
+    /// Those that fit nowhere, as they were judged.
+    stuck: BTreeMap<String, Rc<Pod>>,
     /// Those that will be ready when their pause is over.
     paused: BTreeSet<(Instant, String)>,
     arrivals: u64,
@@ -44,7 +46,7 @@ impl Queue {
         if let Some(known) = self.pods.get_mut(uid) {
             if known.generation != generation {
                 known.generation = generation;
-                if self.stuck.remove(uid) {
+                if self.stuck.remove(uid).is_some() {
                     self.wake(uid);
                 }
             }
@@ -81,25 +83,32 @@ impl Queue {
     }
 
     /// The pod that was tried fits nowhere: it waits for a change.
-    pub fn set_stuck(&mut self, uid: &str) {
+    pub fn set_stuck(&mut self, uid: &str, pod: Rc<Pod>) {
         if let Some(waiting) = self.pods.get_mut(uid) {
             waiting.tries = waiting.tries.saturating_add(1);
-            self.stuck.insert(uid.to_owned());
+            self.stuck.insert(uid.to_owned(), pod);
         }
     }
 
     /// The pod that was tried could not be written: it is tried again after its pause.
     pub fn set_failed(&mut self, uid: &str) {
-        self.set_stuck(uid);
-        if self.stuck.remove(uid) {
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.tries = waiting.tries.saturating_add(2);
             self.pause(uid, Instant::now());
         }
     }
 
-    /// Something changed that may let pods fit: all that are stuck are tried again.
+    /// The cluster changed: all that are stuck are judged anew, for at least the reasons are others now.
     pub fn wake_all(&mut self) {
+        self.wake_fitting(|_| true);
+    }
+
+    /// Room was made: those are tried again that `fits` finds a place for. The others would only be refused again.
+    pub fn wake_fitting(&mut self, fits: impl Fn(&Pod) -> bool) {
         let now = Instant::now();
-        for uid in std::mem::take(&mut self.stuck) {
+        let woken: Vec<String> = self.stuck.iter().filter(|(_, pod)| fits(pod)).map(|(uid, _)| uid.clone()).collect();
+        for uid in woken {
+            self.stuck.remove(&uid);
             self.pause(&uid, now);
         }
     }
@@ -165,19 +174,21 @@ mod tests {
         offer(&mut queue, "a", 0, 1);
         let start = Instant::now();
         assert!(queue.next(start).is_some());
-        queue.set_stuck("a");
+        queue.set_stuck("a", Rc::default());
         offer(&mut queue, "a", 0, 1);
         assert!(queue.next(start).is_none() && queue.due().is_none(), "its own status is no change");
         queue.wake_all();
         assert!(queue.next(start).is_some(), "the first retry is at once");
-        queue.set_stuck("a");
+        queue.set_stuck("a", Rc::default());
         queue.wake_all();
         assert!(queue.next(start).is_none());
         assert!(queue.next(start + BACKOFF_MAX).is_some());
-        queue.set_stuck("a");
+        queue.set_stuck("a", Rc::default());
         offer(&mut queue, "a", 0, 2);
         assert!(queue.next(start).is_some(), "its spec changed");
-        queue.set_stuck("a");
+        queue.set_stuck("a", Rc::default());
+        queue.wake_fitting(|_| false);
+        assert!(!queue.has_ready() && queue.due().is_none(), "there is no room for it");
         queue.forget("a");
         queue.wake_all();
         assert!(!queue.has_ready() && queue.due().is_none());
