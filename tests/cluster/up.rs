@@ -33,6 +33,37 @@ fn a_cluster_comes_and_goes_without_a_trace() {
 }
 
 #[test]
+fn the_demonstration_runs_and_goes_also_after_parts_of_it_were_killed() {
+    let lab = Lab::new("demo");
+    let said = lab.ok(&["up", "--demo", "--name", &lab.name]);
+    assert_eq!(said.lines().filter(|line| line.contains("Hello from hello-")).count(), 3, "{said}");
+    assert!(said.contains("deployment.apps/hello") && said.contains(&format!("node/{}", lab.node())), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("pod/hello-") && line.contains(" Running ")).count(), 3, "{said}");
+
+    // Of shims, containers and daemons every third, and not init: that would end them all.
+    let init = lab.init();
+    for pid in lab.processes().into_iter().filter(|pid| *pid != init).step_by(3) {
+        kill(pid);
+    }
+    lab.down();
+    lab.assert_nothing_left();
+}
+
+#[test]
+fn two_clusters_do_not_meet() {
+    let (one, other) = (Lab::new("one"), Lab::new("other"));
+    one.up();
+    other.up();
+    let names = |lab: &Lab| lab.ok(&["get", "nodes", "-oname"]);
+    assert_eq!((names(&one), names(&other)), (format!("node/{}\n", one.node()), format!("node/{}\n", other.node())));
+    one.down();
+    one.assert_nothing_left();
+    assert_eq!(names(&other), format!("node/{}\n", other.node()));
+    other.down();
+    other.assert_nothing_left();
+}
+
+#[test]
 fn a_node_that_was_killed_is_started_again_with_what_it_had() {
     let lab = Lab::new("again");
     lab.up();

@@ -248,7 +248,10 @@ async fn wait_for_api(cluster: &Cluster, node: &str, port: u16) -> Result<(Targe
 
 async fn wait_for_node(cluster: &Cluster, client: &Client, name: &str) -> Result<()> {
     let path = format!("/api/v1/nodes/{name}");
+    // The Node of a cluster that was stopped still says what was true then; leases are forgotten with the master.
+    let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
     let ask = async || -> Result<()> {
+        client.get(&lease).await.context("its agent has not reported yet")?;
         let node = client.get(&path).await?;
         let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
         let ready: Option<&Value> = conditions.iter().find(|condition| condition["type"] == "Ready");
