@@ -529,3 +529,6 @@ fn clear(folder: &Path, cgroup: &Path) -> Result<()> {
     }
     file::remove_tree(folder).with_context(|| format!("remove {}", folder.display()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -131,8 +131,9 @@ fn init() -> io::Result<()> {
 /// Tells the first client why there is no pod.
 pub fn refuse(listener: &UnixListener, error: anyhow::Error) -> Result<()> {
     listener.set_nonblocking(false)?;
-    let (socket, _) = listener.accept()?;
-    socket.set_nonblocking(false)?;
+    let (mut socket, _) = listener.accept()?;
+    // Its request first: to somebody who is still asking, a closed socket is all there is.
+    let _ = socket.read(&mut [0; 256])?;
     let mut connection = Connection::new(socket)?;
     connection.reply(&Reply::Failed(format!("{error:#}")), None);
     Ok(())
