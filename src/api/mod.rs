@@ -1,6 +1,7 @@
 //! The nouns of Kubernetes: the schema table of every built-in kind, and what follows from it - decoding, defaulting, validation,
 //! patches, selectors, discovery documents. Pure functions over `serde_json::Value`: it never reads a file, a clock or a socket.
 
+pub mod apply;
 pub mod decode;
 pub mod defaults;
 pub mod discovery;

@@ -76,29 +76,19 @@ impl Status {
     /// The text of a conflict over the resourceVersion; clients look for it.
     pub const MODIFIED: &'static str = "the object has been modified; please apply your changes to the latest version and try again";
 
-    /// 409 of a server-side apply: one cause `FieldManagerConflict` per field.
+    /// 409 of a server-side apply: one cause `FieldManagerConflict` per field, those of one manager together.
     pub fn apply_conflict(causes: Vec<Cause>) -> Self {
-        let mut lines: Vec<(&str, Vec<&str>)> = Vec::new();
-        for cause in &causes {
-            match lines.iter_mut().find(|(message, _)| *message == cause.message) {
-                Some((_, fields)) => fields.push(&cause.field),
-                None => lines.push((&cause.message, vec![&cause.field])),
-            }
-        }
-        let plural = if causes.len() == 1 { "" } else { "s" };
-        let message = if let [(manager, fields)] = &lines[..] {
-            if fields.len() == 1 {
-                format!("Apply failed with 1 conflict: {manager}: {}", fields[0])
-            } else {
-                let fields: String = fields.iter().map(|field| format!("\n- {field}")).collect();
-                format!("Apply failed with {} conflicts: {manager}:{fields}", causes.len())
-            }
+        let message = if let [one] = &causes[..] {
+            format!("Apply failed with 1 conflict: {}: {}", one.message, one.field)
         } else {
-            let managers: Vec<String> = lines
-                .iter()
-                .map(|(manager, fields)| format!("{manager}:{}", fields.iter().map(|field| format!("\n- {field}")).collect::<String>()))
-                .collect();
-            format!("Apply failed with {} conflict{plural}: {}", causes.len(), managers.join("\n"))
+            let mut lines = Vec::new();
+            for (index, cause) in causes.iter().enumerate() {
+                if index == 0 || causes[index - 1].message != cause.message {
+                    lines.push(format!("{}:", cause.message.replacen("conflict ", "conflicts ", 1)));
+                }
+                lines.push(format!("- {}", cause.field));
+            }
+            format!("Apply failed with {} conflicts: {}", causes.len(), lines.join("\n"))
         };
         let details = Details { causes, ..Details::default() };
         Self { code: 409, reason: "Conflict", message, details }
@@ -311,6 +301,6 @@ mod tests {
         let one = Status::apply_conflict(vec![cause("a", ".spec.replicas")]);
         assert_eq!(one.message, "Apply failed with 1 conflict: conflict with \"a\": .spec.replicas");
         let two = Status::apply_conflict(vec![cause("a", ".x"), cause("a", ".y")]);
-        assert_eq!(two.message, "Apply failed with 2 conflicts: conflict with \"a\":\n- .x\n- .y");
+        assert_eq!(two.message, "Apply failed with 2 conflicts: conflicts with \"a\":\n- .x\n- .y");
     }
 }
