@@ -143,8 +143,8 @@ fn try_apply(
             set: wanted,
         });
     }
-    let same = touched.is_empty() && change.removed.is_empty();
-    if same && sorted(entries.clone()) == sorted(original) {
+    // A list in another order is a change, though nobody's field is another for it.
+    if new == live && sorted(entries.clone()) == sorted(original) {
         return Ok(before.clone());
     }
     if let Some(entry) = entries.iter_mut().find(|entry| own(entry)) {
