@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use serde::de::{Deserialize, DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
+use super::schema::{Type, element, kind_of};
 use super::validation::FieldProblem;
 
 /// Reads one JSON document. Nesting is bounded by serde_json (128).
@@ -33,12 +34,51 @@ pub fn yaml_documents(bytes: &[u8]) -> Result<Vec<(Value, Vec<FieldProblem>)>> {
     for document in serde_yaml::Deserializer::from_str(text) {
         let reader = Reader { yaml: true, ..Reader::default() };
         // The iterator repeats a syntax error for ever: the first one ends it.
-        let value = reader.seed("").deserialize(document).map_err(|error| explain(text, &error))?;
+        let mut value = reader.seed("").deserialize(document).map_err(|error| explain(text, &error))?;
+        older_scalars(&mut value);
         if !value.is_null() {
             documents.push((value, reader.problems.into_inner()));
         }
     }
     Ok(documents)
+}
+
+/// kubectl reads YAML 1.1, where `0644` is octal and `yes` is true; the reader here leaves both as text. Where the schema of a
+/// built-in kind wants a number or a boolean, they become one. (Quoted ones do too: the quotes are not known any more.)
+fn older_scalars(object: &mut Value) {
+    let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
+    match kind_of(text("apiVersion"), text("kind")) {
+        Some(kind) => older_scalar(Type::Message(kind.message), object),
+        None if text("apiVersion") == "v1" && text("kind") == "List" => {
+            object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten().for_each(older_scalars);
+        }
+        None => {}
+    }
+}
+
+fn older_scalar(ty: Type, value: &mut Value) {
+    match (ty, value) {
+        (Type::Message(message), Value::Object(map)) => map.iter_mut().for_each(|(key, value)| {
+            if let Some(field) = message.field(key) {
+                older_scalar(field.ty(), value);
+            }
+        }),
+        (Type::List(of) | Type::WrappedList(of), Value::Array(list)) => list.iter_mut().for_each(|item| older_scalar(element(of), item)),
+        (Type::Map(of), Value::Object(map)) => map.values_mut().for_each(|item| older_scalar(element(of), item)),
+        (Type::Int32 | Type::Int64, value @ Value::String(_)) => {
+            let text = value.as_str().unwrap_or_default();
+            let digits = text.strip_prefix("0o").or_else(|| text.strip_prefix('0'));
+            if let Some(number) = digits.and_then(|digits| i64::from_str_radix(digits, 8).ok()) {
+                *value = number.into();
+            }
+        }
+        (Type::Bool, value @ Value::String(_)) => match value.as_str().unwrap_or_default() {
+            "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => *value = true.into(),
+            "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => *value = false.into(),
+            _ => {}
+        },
+        _ => {}
+    }
 }
 
 /// Says where a YAML text is broken, and names the commonest cause.
@@ -229,6 +269,18 @@ mod tests {
         assert_eq!(documents[0].0, value!({"a": {"b": 1}, "c": {"b": 1, "d": "yes"}, "8080": "on"}));
         assert_eq!(yaml(b"").unwrap().0, Value::Null);
         assert_eq!(yaml(b"a: 1\na: 2\n").unwrap().1.len(), 1);
+    }
+
+    #[test]
+    fn yaml_of_built_in_kinds_knows_octal_numbers_and_yes() {
+        let text = b"apiVersion: v1\nkind: Pod\nspec:\n  hostNetwork: yes\n  volumes:\n  - {name: a, secret: {defaultMode: 0440}}\n  containers:\n  - env: [{name: A, value: yes}]\n";
+        let (pod, _) = yaml(text).unwrap();
+        assert_eq!(pod["spec"]["hostNetwork"], true);
+        assert_eq!(pod["spec"]["volumes"][0]["secret"]["defaultMode"], 0o440);
+        assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], "yes");
+        let (list, _) =
+            yaml(b"{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Service, spec: {publishNotReadyAddresses: on}}]}").unwrap();
+        assert_eq!(list["items"][0]["spec"]["publishNotReadyAddresses"], true);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! patches, selectors, discovery documents. Pure functions over `serde_json::Value`: it never reads a file, a clock or a socket.
 
 pub mod apply;
+pub mod convert;
 pub mod decode;
 pub mod defaults;
 pub mod discovery;
