@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::ConfigDocument;
 use super::recipe::Displaced;
-use super::{Digest, Image, Reference};
+use super::{Digest, Image, Reference, tree};
 use crate::base::time::Timestamp;
 use crate::base::{file, id};
 
@@ -60,6 +60,8 @@ pub struct LayerRecord {
     /// Length of all its files.
     pub content_bytes: u64,
     pub displaced: Vec<Displaced>,
+    /// Folders whose attributes the layer leaves to those below it, as long as it is not known which those are.
+    pub implied: BTreeSet<Vec<u8>>,
 }
 
 /// A lock on a file of the store; released when dropped, also by the death of the process.
@@ -178,6 +180,7 @@ impl Store {
         if let Some(missing) = layers.iter().find(|layer| !self.has_layer(layer)) {
             bail!("layer {missing} of image {image} is not here");
         }
+        self.adopt(&layers)?;
         let size_bytes = layers.iter().map(|layer| Ok(self.layer_record(layer)?.content_bytes)).sum::<Result<u64>>()?;
         let path = self.root.join("configs").join(image.hex());
         if !path.exists() {
@@ -199,6 +202,27 @@ impl Store {
             Ok(())
         })?;
         self.image(&image)?.with_context(|| format!("image {image} was removed as soon as it was recorded"))
+    }
+
+    /// Completes layers that leave attributes of folders to the layers below. A layer that several images have keeps those of the first:
+    /// other stacks under the same layer are rare, and have the same folders then.
+    fn adopt(&self, layers: &[Digest]) -> Result<()> {
+        for (at, layer) in layers.iter().enumerate() {
+            let mut record = self.layer_record(layer)?;
+            if record.implied.is_empty() {
+                continue;
+            }
+            let below: Vec<PathBuf> = layers[..at].iter().rev().map(|layer| self.layer(layer).join("tree")).collect();
+            tree::adopt(&self.layer(layer).join("tree"), &record.implied, &below)?;
+            record.implied.clear();
+            // The folders first: the record says that they are done.
+            let folder = File::open(self.layer(layer)).with_context(|| format!("open layer {layer}"))?;
+            rustix::fs::syncfs(&folder).context("write the layer to disk")?;
+            let json = serde_json::to_vec(&record).context("write the layer's record")?;
+            file::replace(&self.layer(layer).join("layer.json"), &json, 0o600)
+                .with_context(|| format!("write the record of layer {layer}"))?;
+        }
+        Ok(())
     }
 
     pub fn image(&self, id: &Digest) -> Result<Option<Image>> {

@@ -1,17 +1,19 @@
 //! Unpacks one layer into a folder that can be a lower layer of an overlay file system: whiteouts become what overlayfs understands.
 //! It never follows a name out of that folder: every path is resolved by the kernel below the folder's descriptor, openat2(2).
 //!
-//! A folder that a layer only implies by a file in it gets mode 0755 and belongs to root.
+//! A folder that a layer only implies by a file in it gets mode 0755 and belongs to root, until `adopt` gives it what the layers
+//! below have there: overlayfs shows the attributes of the topmost.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io::BufRead;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
     fsetxattr, fstat, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, openat2, renameat, statat, symlinkat,
     unlinkat, utimensat,
 };
@@ -26,6 +28,8 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of AUFS's own housekeeping (OCI image layer specification, "Whiteouts").
 const RESERVED: &[u8] = b".wh..wh.";
+/// Implied folders that are remembered; of more, the rest keeps what it was made with.
+const IMPLIED_MAX: usize = 4096;
 /// Folders kept open: neighbours in a tar mostly share one.
 const OPEN_MAX: usize = 16;
 
@@ -51,11 +55,48 @@ pub fn unpack(source: impl BufRead, folder: &Path) -> Result<Unpacked> {
     let (recipe, source) = archive.finish();
     recipe.map_or(Ok(()), recipe::Writer::finish)?;
     let (diff_id, tar_bytes) = source.finish();
-    let record = LayerRecord { tar_bytes, content_bytes: tree.content_bytes, displaced: tree.displaced };
+    let record = LayerRecord { tar_bytes, content_bytes: tree.content_bytes, displaced: tree.displaced, implied: tree.implied };
     let path = folder.join("layer.json");
     let json = serde_json::to_vec(&record).context("write the layer's record")?;
     fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
     Ok(Unpacked { diff_id, record })
+}
+
+/// Gives the implied folders of the layer unpacked in `tree` owner, mode and time of what lies below them: the topmost of `below` that
+/// has a folder there. Doing it again changes nothing.
+pub fn adopt(tree: &Path, implied: &BTreeSet<Vec<u8>>, below: &[PathBuf]) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |root: &Path, path: &[u8]| {
+        let root = openat(CWD, root, flags, Mode::empty())?;
+        openat2(&root, path, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)
+    };
+    for path in implied {
+        let shown = || format!("{:?} of {}", String::from_utf8_lossy(path), tree.display());
+        let lower = below.iter().map(|root| open(root, path)).find(|found| !matches!(found, Err(Errno::NOENT)));
+        let lower = match lower {
+            Some(Ok(lower)) => lower,
+            // Nothing below, or something that this folder replaces.
+            None | Some(Err(Errno::NOTDIR | Errno::LOOP)) => continue,
+            Some(Err(error)) => return Err(error).with_context(|| format!("look below {}", shown())),
+        };
+        let folder = match open(tree, path) {
+            Ok(folder) => folder,
+            // A later entry of the layer put something else there.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(error) => return Err(error).with_context(|| format!("open {}", shown())),
+        };
+        let stat = fstat(&lower).with_context(|| format!("look below {}", shown()))?;
+        fchown(&folder, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))
+            .and_then(|()| fchmod(&folder, Mode::from_raw_mode(stat.st_mode & 0o7777)))
+            .and_then(|()| futimens(&folder, &mtime_of(&stat)))
+            .with_context(|| format!("set the attributes of {}", shown()))?;
+    }
+    Ok(())
+}
+
+fn mtime_of(stat: &Stat) -> Timestamps {
+    let time = Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as _ };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 struct Tree {
@@ -63,6 +104,8 @@ struct Tree {
     /// Where displaced things go, made when there is the first.
     attic: std::path::PathBuf,
     displaced: Vec<Displaced>,
+    /// Folders without an entry of their own.
+    implied: BTreeSet<Vec<u8>>,
     /// Open folders, the one used last at the end.
     folders: Vec<Folder>,
     content_bytes: u64,
@@ -82,7 +125,14 @@ impl Tree {
         let root =
             openat(CWD, &path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).with_context(|| format!("open {}", path.display()))?;
         fchmod(&root, Mode::from_raw_mode(0o755)).context("set the mode of the root")?;
-        Ok(Self { root, attic: folder.join("displaced"), displaced: Vec::new(), folders: Vec::new(), content_bytes: 0 })
+        Ok(Self {
+            root,
+            attic: folder.join("displaced"),
+            displaced: Vec::new(),
+            implied: BTreeSet::new(),
+            folders: Vec::new(),
+            content_bytes: 0,
+        })
     }
 
     fn place<R: BufRead>(&mut self, archive: &mut Archive<R>, entry: &Entry) -> Result<()> {
@@ -168,6 +218,7 @@ impl Tree {
 
     /// Attributes of a folder that is there. Its time is set when it is closed.
     fn place_folder(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        self.implied.remove(path);
         let folder = self.folder(path, 0)?;
         folder.mtime = timestamps(entry).last_modification;
         attributes(&folder.fd, entry)
@@ -297,6 +348,9 @@ impl Tree {
                     bail!("{:?} is a symbolic link that leads to no folder of this layer", String::from_utf8_lossy(path));
                 }
                 self.make_folder(parent, name, frames)?;
+                if self.implied.len() < IMPLIED_MAX {
+                    self.implied.insert(path.to_vec());
+                }
                 self.open_folder(path)
             }
             other => other,
@@ -306,7 +360,7 @@ impl Tree {
             other => other.with_context(|| format!("open the folder {:?}", String::from_utf8_lossy(path)))?,
         };
         let stat = fstat(&fd).context("look at the folder")?;
-        let mtime = Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as _ };
+        let mtime = mtime_of(&stat).last_modification;
         self.close_folders(OPEN_MAX - 1)?;
         self.folders.push(Folder { path: path.to_vec(), fd, mtime });
         let last = self.folders.len() - 1;
@@ -397,7 +451,6 @@ fn timestamps(entry: &Entry) -> Timestamps {
 mod tests {
     use std::collections::BTreeMap;
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    use std::path::PathBuf;
     use std::process::Command;
 
     use tar::EntryType;
@@ -585,6 +638,31 @@ mod tests {
         assert_eq!(fs::read(scratch.at("a/b")).unwrap(), b"fourth");
         assert_eq!(fs::read(scratch.at("d")).unwrap(), b"");
         assert!(fs::symlink_metadata(scratch.at("l")).unwrap().is_dir());
+    }
+
+    #[test]
+    fn implied_folders_adopt_what_lies_below_them() {
+        let lowest = unpacked(&[(FOLDER, "d", ""), (FOLDER, "d/e", ""), (FOLDER, "other", ""), (FILE, "file", "x")]);
+        let middle = unpacked(&[(FOLDER, "other", "")]);
+        let tar = tar_of(&[
+            (FILE, "d/e/new", "x"),
+            (FILE, "d/.wh.old", ""),
+            (FILE, "file/new", "x"),
+            (FILE, "own/new", "x"),
+            (FOLDER, "own", ""),
+        ]);
+        let scratch = Scratch::new();
+        let record = unpack(tar.as_slice(), &scratch.layer()).unwrap().record;
+        assert_eq!(record.implied, BTreeSet::from([b"d".to_vec(), b"d/e".to_vec(), b"file".to_vec()]));
+        for _ in 0..2 {
+            adopt(&scratch.at(""), &record.implied, &[middle.at(""), lowest.at("")]).unwrap();
+            for (path, expected) in
+                [("d", (5, 0o750, true)), ("d/e", (5, 0o750, true)), ("file", (0, 0o755, false)), ("own", (5, 0o750, true))]
+            {
+                let it = fs::metadata(scratch.at(path)).unwrap();
+                assert_eq!((it.uid(), it.mode() & 0o7777, it.mtime() == 1_000_000_000), expected, "{path}");
+            }
+        }
     }
 
     #[test]
