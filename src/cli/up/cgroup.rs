@@ -11,11 +11,18 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::fs::XattrFlags;
 
 use super::cluster::Cluster;
 
 /// The group of a node's init and daemons: in v2 a group with groups below it has no processes of its own.
 pub const INIT_GROUP: &str = "init";
+
+/// What containers are limited by, of the controllers of v2.
+const CONTROLLERS: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// The extended attribute that names the controllers which the root of the hierarchy hands down for clusters alone.
+const HANDED_DOWN: &str = "trusted.edgectl.handed-down";
 
 /// How long killed processes may take to go: one may hang on a slow disk.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
@@ -71,7 +78,7 @@ impl Hierarchy {
         self.cluster(cluster).join(node)
     }
 
-    /// Makes `group` and prepares it to hold processes: a v1 cpuset is born empty, v2 hands controllers down on request.
+    /// Makes `group` and prepares it to hold processes: a v1 cpuset is born empty.
     fn create(&self, group: &Path) -> Result<()> {
         match fs::create_dir(group) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -93,30 +100,51 @@ impl Hierarchy {
         Ok(())
     }
 
-    /// v2: gives the groups below `group` the controllers that `group` has itself. One that cannot be given is not there:
-    /// the node then says itself what it lacks.
-    fn hand_controllers_down(&self, group: &Path) -> Result<()> {
+    /// v2: gives the groups below `group` what containers are limited by; answers what was not given before. What cannot be
+    /// given is not there, or v1 has it.
+    fn hand_controllers_down(&self, group: &Path) -> Result<Vec<&'static str>> {
         if self.v1_options.is_some() {
+            return Ok(Vec::new());
+        }
+        let path = group.join("cgroup.subtree_control");
+        let given = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let is_given = |controller: &&str| given.split_whitespace().any(|name| name == *controller);
+        let wanted = CONTROLLERS.into_iter().filter(|controller| !is_given(controller));
+        Ok(wanted.filter(|controller| fs::write(&path, format!("+{controller}")).is_ok()).collect())
+    }
+
+    /// v2: notes on the cluster's group what `up` has changed at the root of the hierarchy, for the last `down` to undo.
+    fn note_handed_down(&self, cluster: &Cluster, given: &[&str]) -> Result<()> {
+        let mut all: BTreeSet<String> = given.iter().map(|controller| (*controller).to_owned()).collect();
+        for other in fs::read_dir(&self.mount_point).with_context(|| format!("list {}", self.mount_point.display()))?.flatten() {
+            all.extend(handed_down(&other.path()));
+        }
+        let group = self.cluster(cluster);
+        if all.is_empty() {
             return Ok(());
         }
-        let read = |name: &str| fs::read_to_string(group.join(name)).with_context(|| format!("read {name} of cgroup {}", group.display()));
-        let given = read("cgroup.subtree_control")?;
-        for controller in read("cgroup.controllers")?.split_whitespace() {
-            if !given.split_whitespace().any(|name| name == controller)
-                && let Err(error) = fs::write(group.join("cgroup.subtree_control"), format!("+{controller}"))
-            {
-                log::debug!("cgroup={} controller={controller} not handed down: {error}", group.display());
-            }
-        }
-        Ok(())
+        let value = all.into_iter().collect::<Vec<_>>().join(" ");
+        rustix::fs::setxattr(&group, HANDED_DOWN, value.as_bytes(), XattrFlags::empty())
+            .with_context(|| format!("note the controllers of cgroup {}", group.display()))
     }
+}
+
+/// What `note_handed_down` has noted on a group.
+fn handed_down(group: &Path) -> Vec<String> {
+    let mut value = [0; 256];
+    // A group without the note is not ours, or nothing was changed for it.
+    let length = rustix::fs::getxattr(group, HANDED_DOWN, &mut value).unwrap_or(0);
+    String::from_utf8_lossy(&value[..length]).split_whitespace().map(str::to_owned).collect()
 }
 
 /// Makes the node's group in each hierarchy and moves the calling process there.
 pub fn enter(cluster: &Cluster, node: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
-        hierarchy.hand_controllers_down(&hierarchy.mount_point)?;
+        let given = hierarchy.hand_controllers_down(&hierarchy.mount_point)?;
         hierarchy.create(&hierarchy.cluster(cluster))?;
+        if hierarchy.v1_options.is_none() {
+            hierarchy.note_handed_down(cluster, &given)?;
+        }
         hierarchy.hand_controllers_down(&hierarchy.cluster(cluster))?;
         let group = hierarchy.node(cluster, node);
         hierarchy.create(&group)?;
@@ -159,6 +187,13 @@ pub fn node_processes(cluster: &Cluster, node: &str) -> Result<BTreeSet<i32>> {
 pub fn destroy(cluster: &Cluster) -> Result<()> {
     let hierarchies = hierarchies()?;
     let groups: Vec<PathBuf> = hierarchies.iter().map(|hierarchy| hierarchy.cluster(cluster)).collect();
+    let noted: Vec<(PathBuf, String)> = hierarchies
+        .iter()
+        .flat_map(|hierarchy| {
+            let path = hierarchy.mount_point.join("cgroup.subtree_control");
+            handed_down(&hierarchy.cluster(cluster)).into_iter().map(move |controller| (path.clone(), controller))
+        })
+        .collect();
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {
         let mut left = BTreeSet::new();
@@ -172,13 +207,18 @@ pub fn destroy(cluster: &Cluster) -> Result<()> {
         }
         let removed = groups.iter().try_for_each(|group| remove(group));
         match removed {
-            Ok(()) => return Ok(()),
+            Ok(()) => break,
             Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error).context("remove the cluster's cgroups"),
             Err(_) if Instant::now() > deadline => bail!("processes {left:?} of cluster {} do not end", cluster.name()),
             // The kernel lets go of the last process a moment after it has ended.
             Err(_) => thread::sleep(POLL),
         }
     }
+    for (path, controller) in noted {
+        // Another cluster that still has it keeps the note.
+        let _ = fs::write(path, format!("-{controller}"));
+    }
+    Ok(())
 }
 
 /// The groups below `group`, and last itself; none if it is not there.
