@@ -105,6 +105,13 @@ impl Default for ContainerState {
     }
 }
 
+impl ContainerRecord {
+    /// The number of the run that comes next; the first is 0.
+    pub fn next_attempt(&self) -> u32 {
+        if self.id.is_empty() { 0 } else { self.restarts + 1 }
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Exit {
@@ -192,9 +199,10 @@ impl Record {
         }
     }
 
-    /// Notes that a container runs.
+    /// Notes that a container runs, for the first time or again.
     pub fn running(&mut self, name: &str, id: String, since: Timestamp) {
         if let Some(container) = self.containers.get_mut(name) {
+            container.restarts = container.next_attempt();
             container.state = ContainerState::Running { since };
             container.id = id;
             container.retry = Retry::default();
@@ -374,7 +382,6 @@ fn next_of(container: &mut ContainerRecord, policy: RestartPolicy, now: Timestam
             }
             let message = format!("back-off {} restarting failed container", seconds(container.backoff));
             container.last = Some(exit.clone());
-            container.restarts += 1;
             container.state = ContainerState::Waiting { reason: "CrashLoopBackOff", message, until };
             match until > now {
                 true => Next::Wait(Some(until)),

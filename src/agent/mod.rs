@@ -70,7 +70,6 @@ struct Node {
     runtime: Runtime,
     network: Network,
     images: Images,
-    registries: Rc<Registries>,
     dialer: Dialer,
     recorder: Recorder,
     /// The Node's status has something new to tell.
@@ -83,9 +82,13 @@ struct Node {
 /// What is known of a container for those who read its log.
 #[derive(Clone, Debug, PartialEq)]
 struct Runs {
+    /// The present run, or the latest.
     attempt: u32,
+    /// There was one.
+    ran: bool,
     running: bool,
-    started: bool,
+    /// It ended, and the next one has not begun.
+    waiting: bool,
 }
 
 /// Runs the agent until the process ends.
@@ -105,7 +108,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let client = Client::new(&target, Manner::default())?;
     let runtime = Runtime::new(&places.run);
     let images = Images::open(&places.state.join("images")).context("open the image store")?;
-    let registries = Rc::new(Registries::read(&places.config.join("registries.yaml")).context("read registries.yaml")?);
     while let Err(error) = node::register(&client, &name).await {
         log::warn!("node={name} {error:#}");
         Timer::after(RETRY).await;
@@ -135,7 +137,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         runtime,
         network,
         images,
-        registries,
         dialer: egress.map(Dialer::within).unwrap_or_default(),
         status_due: Cell::new(false),
         runs: RefCell::default(),
@@ -257,13 +258,12 @@ impl Node {
         let key = (namespace.to_owned(), pod.to_owned());
         let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
         let runs = self.runs.borrow().get(&key).and_then(|runs| runs.get(container)).cloned();
-        let runs = runs.ok_or_else(|| format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating"))?;
-        let attempt = match (previous, runs.started) {
-            (false, true) => runs.attempt,
-            (false, false) | (true, true) if runs.attempt > 0 => runs.attempt - 1,
+        let waiting = || format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating");
+        let runs = runs.filter(|runs| runs.ran).ok_or_else(waiting)?;
+        let attempt = match (previous, runs.waiting) {
+            (false, _) | (true, true) => runs.attempt,
             (true, false) if runs.attempt > 0 => runs.attempt - 1,
-            (true, _) => return Err(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
-            (false, false) => return Err(format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating")),
+            (true, false) => return Err(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
         };
         let uid = &mailbox.pod().metadata.uid;
         Ok((self.places.logs.join(format!("{namespace}_{pod}_{uid}")).join(container).join(format!("{attempt}.log")), attempt))
@@ -273,8 +273,8 @@ impl Node {
     fn note_runs(&self, pod: &Pod, record: &machine::Record) {
         let runs = record.containers.iter().map(|(name, known)| {
             let running = record.is_running(name);
-            let started = !matches!(known.state, machine::ContainerState::Waiting { .. });
-            (name.clone(), Runs { attempt: known.restarts, running, started })
+            let waiting = matches!(known.state, machine::ContainerState::Waiting { .. });
+            (name.clone(), Runs { attempt: known.restarts, ran: !known.id.is_empty(), running, waiting })
         });
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         self.runs.borrow_mut().insert(key, runs.collect());
@@ -332,8 +332,10 @@ impl Node {
                 credentials.extend(Credentials::from_docker_cfg(config).with_context(|| format!("secret {}", secret.name))?);
             }
         }
+        // Read at each pull, so that what a person mends there works with the next try.
+        let registries = Registries::read(&self.places.config.join("registries.yaml")).context("read registries.yaml")?;
         let options =
-            PullOptions { credentials, registries: self.registries.clone(), dialer: self.dialer.clone(), ..PullOptions::default() };
+            PullOptions { credentials, registries: Rc::new(registries), dialer: self.dialer.clone(), ..PullOptions::default() };
         let pulled = self.images.pull(reference, &options).await?;
         self.status_due.set(true);
         Ok(pulled)

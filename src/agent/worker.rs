@@ -216,13 +216,25 @@ impl Worker {
                     known.last = Some(exit.clone());
                 }
                 known.restarts = known.restarts.max(status.attempt);
-                known.id = status.id.clone();
+                // It is this run that is counted; `running` would count it as one more.
+                known.id.clear();
             }
             match &status.state {
-                runtime::ContainerState::Running { started_at } => self.record.running(&status.name, status.id.clone(), *started_at),
+                runtime::ContainerState::Running { started_at } => {
+                    self.record.running(&status.name, status.id.clone(), *started_at);
+                    if let Some(known) = self.record.containers.get_mut(&status.name) {
+                        known.restarts = status.attempt;
+                    }
+                }
                 runtime::ContainerState::Exited(_) => self.note_exit(status),
                 // Made but never started: nothing of it is worth keeping.
-                runtime::ContainerState::Created => sandbox.remove_container(&status.id).await?,
+                runtime::ContainerState::Created => {
+                    sandbox.remove_container(&status.id).await?;
+                    continue;
+                }
+            }
+            if let Some(known) = self.record.containers.get_mut(&status.name) {
+                known.id = status.id.clone();
             }
         }
         let attachment = self.node.network.attachment(&pod.metadata.uid);
@@ -487,7 +499,7 @@ impl Worker {
         let spec = container::spec(pod, container, &around).map_err(config_error)?;
         let sandbox = self.sandbox.clone().ok_or((CREATE_ERROR, "the pod's shim is gone".to_owned()))?;
         let known = self.record.containers.get(name).cloned().unwrap_or_default();
-        let attempt = known.restarts;
+        let attempt = known.next_attempt();
         let id: String = id::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
         let made = sandbox
             .create_container(ContainerConfig {
