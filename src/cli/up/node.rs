@@ -164,9 +164,9 @@ fn init(node: &Node) -> Result<()> {
     signals.add(Signal::SIGCHLD);
     signals.thread_block().context("block SIGCHLD")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("open signalfd")?;
-    let (mut output, input) = io::pipe().context("open the log's pipe")?;
+    let (output, input) = io::pipe().context("open the log's pipe")?;
     let mut daemons =
-        [Daemon::new("master", node, "--listen-fd", listener), Daemon::new("agent", node, "--egress-netns-fd", host_network.into())];
+        [Daemon::new("master", node, "--listen-fd", listener)?, Daemon::new("agent", node, "--egress-netns-fd", host_network.into())?];
     for daemon in &mut daemons {
         daemon.start(&input)?;
     }
@@ -176,12 +176,17 @@ fn init(node: &Node) -> Result<()> {
     nix::unistd::dup2_stdout(&nothing).context("let go of standard output")?;
     nix::unistd::dup2_stderr(&nothing).context("let go of standard error")?;
     drop(nothing);
+    let kept = keep(&mut daemons, &signals, output, &input, &mut log);
+    // Nobody else hears it.
+    kept.or_else(|error| log.line(&format!("init ends: {error:#}")))
+}
 
+/// Waits for what the daemons say and for their end, for ever.
+fn keep(daemons: &mut [Daemon], signals: &SignalFd, mut output: io::PipeReader, input: &io::PipeWriter, log: &mut Log) -> Result<()> {
     loop {
         let timeout = match daemons.iter().filter_map(|daemon| daemon.restart_at).min() {
-            Some(at) => {
-                PollTimeout::try_from(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-            }
+            // Rounded up: poll(2) counts whole milliseconds.
+            Some(at) => (at.saturating_duration_since(Instant::now()) + Duration::from_millis(1)).try_into().unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
         let mut events = [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(output.as_fd(), PollFlags::POLLIN)];
@@ -189,8 +194,8 @@ fn init(node: &Node) -> Result<()> {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => bail!("wait for events: {error}"),
         }
-        let said = events[1].any().unwrap_or(false);
-        if said {
+        let has_output = events[1].any().unwrap_or(false);
+        if has_output {
             log.copy(&mut output)?;
         }
         // Signals of one kind melt into one: what has ended is asked for, not counted.
@@ -202,7 +207,7 @@ fn init(node: &Node) -> Result<()> {
             }
         }
         for daemon in daemons.iter_mut().filter(|daemon| daemon.restart_at.is_some_and(|at| at <= Instant::now())) {
-            if let Err(error) = daemon.start(&input) {
+            if let Err(error) = daemon.start(input) {
                 let delay = daemon.ended();
                 log.line(&format!("{error:#}, again in {} ms", delay.as_millis()))?;
             }
@@ -274,6 +279,8 @@ fn mount_all(root: &Path) -> Result<()> {
 /// A daemon of the node, running or to be started.
 struct Daemon {
     name: &'static str,
+    /// Found when init starts: a newer program may lie there by the time of a restart, and then has no other name.
+    program: PathBuf,
     arguments: [String; 7],
     /// What it inherits.
     descriptor: OwnedFd,
@@ -284,17 +291,17 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn new(name: &'static str, node: &Node, flag: &str, descriptor: OwnedFd) -> Self {
+    fn new(name: &'static str, node: &Node, flag: &str, descriptor: OwnedFd) -> Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
         let arguments = [name, "--root", ROOT, "--name", &node.name, flag, &descriptor.as_raw_fd().to_string()].map(str::to_owned);
-        Self { name, arguments, descriptor, pid: None, started: Instant::now(), delay: RESTART_DELAY, restart_at: None }
+        Ok(Self { name, program, arguments, descriptor, pid: None, started: Instant::now(), delay: RESTART_DELAY, restart_at: None })
     }
 
     fn start(&mut self, log: &io::PipeWriter) -> Result<()> {
         self.restart_at = None;
         self.started = Instant::now();
-        let program = std::env::current_exe().context("find this program")?;
         let output = || log.try_clone().with_context(|| format!("start {}", self.name));
-        let mut command = Command::new(program);
+        let mut command = Command::new(&self.program);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
         // Of all that init holds, a daemon gets this alone.
         set_inherited(&self.descriptor, true)?;
