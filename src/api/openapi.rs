@@ -13,7 +13,7 @@ pub fn hash() -> String {
     let mut hash = 0xcbf29ce484222325u64;
     let mut add = |text: &str| text.bytes().for_each(|byte| hash = (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3));
     add(env!("CARGO_PKG_VERSION"));
-    kinds().for_each(|kind| kind.message.json_fields().iter().for_each(|field| add(field.name())));
+    kinds().for_each(|kind| kind.message.json_fields().for_each(|field| add(field.name())));
     format!("{hash:016X}")
 }
 
@@ -65,7 +65,7 @@ pub fn v3(group: &str, version: &str) -> Option<Vec<u8>> {
         }
         seen.push(message);
         entry(&mut out, &message.openapi_name(), &schema(message, group, version));
-        message.json_fields().iter().for_each(|field| queue.extend(messages(field.ty())));
+        message.json_fields().for_each(|field| queue.extend(messages(field.ty())));
     }
     for (name, value) in special() {
         entry(&mut out, name, &value);

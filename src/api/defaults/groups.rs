@@ -20,10 +20,8 @@ pub(super) fn message(package: &str, name: &str, map: &mut Object) {
             set(spec, "successfulJobsHistoryLimit", 3);
             set(spec, "failedJobsHistoryLimit", 1);
         }),
-        ("batch.v1", "PodFailurePolicyOnPodConditionsPattern") => {
-            if text(map, "status").is_empty() {
-                map.insert("status".into(), "True".into());
-            }
+        ("batch.v1", "PodFailurePolicyOnPodConditionsPattern") if text(map, "status").is_empty() => {
+            map.insert("status".into(), "True".into());
         }
         ("autoscaling.v1", "HorizontalPodAutoscaler") => spec(map, |spec| set(spec, "minReplicas", 1)),
         ("autoscaling.v2", "HorizontalPodAutoscaler") => spec(map, autoscaler),
@@ -76,10 +74,8 @@ pub(super) fn message(package: &str, name: &str, map: &mut Object) {
         }
         ("resource.v1", "DeviceToleration") => set(map, "operator", "Equal"),
         ("flowcontrol.v1", "PriorityLevelConfiguration") => spec(map, priority_level),
-        ("flowcontrol.v1", "FlowSchemaSpec") => {
-            if map.get("matchingPrecedence").and_then(Value::as_i64).unwrap_or(0) == 0 {
-                map.insert("matchingPrecedence".into(), 1000.into());
-            }
+        ("flowcontrol.v1", "FlowSchemaSpec") if map.get("matchingPrecedence").and_then(Value::as_i64).unwrap_or(0) == 0 => {
+            map.insert("matchingPrecedence".into(), 1000.into());
         }
         _ if package.contains("apiextensions") => custom_resource(name, map),
         _ if package.contains("kube-aggregator") && name == "ServiceReference" => set(map, "port", 443),
@@ -230,13 +226,13 @@ fn priority_level(spec: &mut Object) {
 fn custom_resource(name: &str, map: &mut Object) {
     match name {
         "CustomResourceDefinition" => {
-            let stored = objects(map.get_mut("spec").and_then(Value::as_object_mut).unwrap_or(&mut Object::new()), "versions")
-                .find(|version| version.get("storage") == Some(&Value::Bool(true)))
+            let stored = object(map, "spec")
+                .and_then(|spec| objects(spec, "versions").find(|version| version.get("storage") == Some(&Value::Bool(true))))
                 .and_then(|version| version.get("name").cloned());
-            if let (Some(stored), Some(status)) = (stored, made(map, "status")) {
-                if status.get("storedVersions").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-                    status.insert("storedVersions".into(), json!([stored]));
-                }
+            if let (Some(stored), Some(status)) = (stored, made(map, "status"))
+                && status.get("storedVersions").and_then(Value::as_array).is_none_or(Vec::is_empty)
+            {
+                status.insert("storedVersions".into(), json!([stored]));
             }
         }
         "CustomResourceDefinitionSpec" => {

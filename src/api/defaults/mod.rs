@@ -89,16 +89,9 @@ fn quantity(value: &mut Value, round: bool) {
 /// Takes out what Go leaves out, and puts in what it always writes.
 fn tidy(field: Field, map: &mut Object) {
     let name = field.name();
-    match map.get(name) {
-        Some(Value::Null) => {
-            map.remove(name);
-        }
-        Some(value) => {
-            if field.omit_empty() && !field.pointer() && is_empty(field.ty(), value) {
-                map.remove(name);
-            }
-        }
-        None => {}
+    let dropped = field.omit_empty() && !field.pointer();
+    if map.get(name).is_some_and(|value| value.is_null() || dropped && is_empty(field.ty(), value)) {
+        map.remove(name);
     }
     if field.pointer() || map.contains_key(name) {
         return;

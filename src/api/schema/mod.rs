@@ -7,7 +7,7 @@ mod table;
 use std::cmp::Ordering;
 
 pub use resources::{Resource, Sub, groups, resource, resource_of_kind, resources};
-pub use table::{Elements, Field, ListKind, Message, Strategy, Type, Values, element};
+pub use table::{Elements, Field, JsonFields, ListKind, Message, Strategy, Type, Values, element};
 
 /// A kind with its group and version. It is a small copy; two are equal if all three names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,8 @@ mod tests {
             match ty {
                 Type::Message(message) if !seen.contains(&message) => {
                     seen.push(message);
+                    let deep = |inner: Message| inner.fields().any(|field| field.inlined().is_some());
+                    assert!(!message.fields().filter_map(Field::inlined).any(deep), "{message:?}");
                     message.fields().for_each(|field| visit(field.ty(), seen));
                 }
                 Type::List(inner) | Type::Map(inner) | Type::WrappedList(inner) => visit(element(inner), seen),

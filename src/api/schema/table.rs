@@ -6,6 +6,8 @@
 //! types {form, argument: u16}, attributes {list kind, patch strategy: u8, patch merge key, list map keys, flags: u16},
 //! kinds {group, version, kind, message: u16} sorted by their names, and strings {length: u16, UTF-8}, which others name by offset / 2.
 
+use std::ops::Range;
+
 static TABLE: &[u8] = include_bytes!("table.bin");
 
 const MESSAGES: usize = 0;
@@ -118,15 +120,9 @@ impl Message {
     }
 
     /// All fields as JSON has them, inline messages unfolded.
-    pub fn json_fields(self) -> Vec<Field> {
-        let mut all = Vec::new();
-        for field in self.fields() {
-            match field.inlined() {
-                Some(inner) => all.extend(inner.json_fields()),
-                None => all.push(field),
-            }
-        }
-        all
+    pub fn json_fields(self) -> JsonFields {
+        let first = u16_at(self.row(), 4);
+        JsonFields { outer: first..first + self.row()[6] as u16, inner: 0..0 }
     }
 
     /// The field with this protobuf number.
@@ -142,6 +138,29 @@ impl Message {
     /// `io.k8s.api.core.v1.Container`.
     pub fn openapi_name(self) -> String {
         format!("{}.{}", self.package(), self.name())
+    }
+}
+
+/// Walks the fields of a message and of its inline messages. Those have no inline messages of their own (a test looks).
+pub struct JsonFields {
+    outer: Range<u16>,
+    inner: Range<u16>,
+}
+
+impl Iterator for JsonFields {
+    type Item = Field;
+
+    fn next(&mut self) -> Option<Field> {
+        loop {
+            if let Some(index) = self.inner.next() {
+                return Some(Field(index));
+            }
+            let field = Field(self.outer.next()?);
+            match field.inlined() {
+                Some(inner) => self.inner = inner.json_fields().outer,
+                None => return Some(field),
+            }
+        }
     }
 }
 

@@ -101,8 +101,7 @@ impl Check {
                 None if top && matches!(key.as_str(), "apiVersion" | "kind") => {}
                 None => {
                     map.remove(&key);
-                    let fields = message.json_fields();
-                    let likely = text::likely(&key, fields.iter().map(|field| field.name())).map(String::from);
+                    let likely = text::likely(&key, message.json_fields().map(|field| field.name())).map(String::from);
                     self.note(FieldProblem::Unknown { path: path.clone(), likely });
                 }
             }

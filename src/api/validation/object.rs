@@ -458,12 +458,10 @@ fn enums(report: &mut Report, ty: Type, node: &Node) {
         return;
     }
     match ty {
-        Type::Enum(values) => {
-            if !values.iter().any(|value| value == node.text()) {
-                let mut values: Vec<&str> = values.iter().collect();
-                values.sort_unstable();
-                report.not_supported(node, &values);
-            }
+        Type::Enum(values) if !values.iter().any(|value| value == node.text()) => {
+            let mut values: Vec<&str> = values.iter().collect();
+            values.sort_unstable();
+            report.not_supported(node, &values);
         }
         Type::Message(message) => fields(report, message, node),
         Type::List(of) => node.items().for_each(|item| enums(report, element(of), &item)),
@@ -473,7 +471,7 @@ fn enums(report: &mut Report, ty: Type, node: &Node) {
 }
 
 fn fields(report: &mut Report, message: Message, node: &Node) {
-    message.json_fields().into_iter().for_each(|field| enums(report, field.ty(), &node.get(field.name())));
+    message.json_fields().for_each(|field| enums(report, field.ty(), &node.get(field.name())));
 }
 
 #[cfg(test)]

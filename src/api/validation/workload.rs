@@ -241,9 +241,9 @@ fn job_spec(report: &mut Report, spec: &Node) {
         if !actions.contains(&rule.get("action").text()) {
             report.not_supported(&rule.get("action"), &actions);
         }
-        if rule.get("onExitCodes").is_set() == !rule.get("onPodConditions").is_empty() {
-            let both = rule.get("onExitCodes").is_set();
-            let detail = if both {
+        let (codes, conditions) = (rule.get("onExitCodes").is_set(), !rule.get("onPodConditions").is_empty());
+        if codes == conditions {
+            let detail = if codes {
                 "specifying both OnExitCodes and OnPodConditions is not supported"
             } else {
                 "specifying one of OnExitCodes and OnPodConditions is required"
