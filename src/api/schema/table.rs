@@ -107,8 +107,7 @@ impl Message {
 
     /// Its fields in the order of the Go source; those of `inline` messages are behind one field without a name of its own in JSON.
     pub fn fields(self) -> impl Iterator<Item = Field> {
-        let first = u16_at(self.row(), 4);
-        (first..first + self.row()[6] as u16).map(Field)
+        self.range().map(Field)
     }
 
     /// The field that JSON calls `name`, also when it belongs to an inline message.
@@ -121,8 +120,14 @@ impl Message {
 
     /// All fields as JSON has them, inline messages unfolded.
     pub fn json_fields(self) -> JsonFields {
+        let mut levels = [const { 0..0 }; INLINE_DEPTH];
+        levels[0] = self.range();
+        JsonFields { levels, depth: 0 }
+    }
+
+    fn range(self) -> Range<u16> {
         let first = u16_at(self.row(), 4);
-        JsonFields { outer: first..first + self.row()[6] as u16, inner: 0..0 }
+        first..first + self.row()[6] as u16
     }
 
     /// The field with this protobuf number.
@@ -141,10 +146,13 @@ impl Message {
     }
 }
 
-/// Walks the fields of a message and of its inline messages. Those have no inline messages of their own (a test looks).
+/// Inline messages within each other, the outermost included; `NamedRuleWithOperations` has them all.
+const INLINE_DEPTH: usize = 3;
+
+/// Walks the fields of a message and of its inline messages.
 pub struct JsonFields {
-    outer: Range<u16>,
-    inner: Range<u16>,
+    levels: [Range<u16>; INLINE_DEPTH],
+    depth: usize,
 }
 
 impl Iterator for JsonFields {
@@ -152,13 +160,16 @@ impl Iterator for JsonFields {
 
     fn next(&mut self) -> Option<Field> {
         loop {
-            if let Some(index) = self.inner.next() {
-                return Some(Field(index));
-            }
-            let field = Field(self.outer.next()?);
-            match field.inlined() {
-                Some(inner) => self.inner = inner.json_fields().outer,
-                None => return Some(field),
+            let Some(index) = self.levels[self.depth].next() else {
+                self.depth = self.depth.checked_sub(1)?;
+                continue;
+            };
+            match Field(index).inlined() {
+                Some(inner) => {
+                    self.depth += 1;
+                    self.levels[self.depth] = inner.range();
+                }
+                None => return Some(Field(index)),
             }
         }
     }
