@@ -161,7 +161,7 @@ mod tests {
             apply(kind, &mut object);
             assert_eq!(once, object, "{} changes when it is defaulted again", kind.name);
         }
-        assert!(lines.len() > 800);
+        assert!(lines.len() > 300);
     }
 
     #[test]
