@@ -13,10 +13,10 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 
-use anyhow::Context;
 use crate::base::place::Places;
 use crate::base::{file, task};
 use crate::wire::tls;
+use anyhow::Context;
 
 use nodes::Nodes;
 use pki::Pki;
@@ -48,12 +48,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let nodes = Nodes::default();
     let api = apiserver::Server::new(objects.clone(), nodes, &pki.service_account_key().serialize_pem().as_bytes())?;
 
-    let own = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, API_PORT))).with_context(|| format!("listen on port {API_PORT}"))?;
+    let own =
+        TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, API_PORT))).with_context(|| format!("listen on port {API_PORT}"))?;
     let addresses = own_addresses();
     let identity = pki.server(&server_names(&name), &addresses)?;
     let identity = tls::Identity { certificate: identity.certificate.as_bytes(), key: identity.key.as_bytes() };
     let tls = tls::server(identity, Some(pki.authority_pem().as_bytes())).context("set up TLS")?;
-    let address = addresses.iter().copied().find(|address| !address.is_loopback()).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    // On a machine without a network the Service's address is the only one that is not loopback, and leads nowhere yet.
+    let is_own = |address: &IpAddr| !address.is_loopback() && address.to_string() != apiserver::bootstrap::SERVICE_ADDRESS;
+    let address = addresses.iter().copied().find(is_own).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     write_kubeconfigs(&pki, &places, &name, address)?;
 
     for listener in [Some(own), listener].into_iter().flatten() {
@@ -83,7 +86,8 @@ fn server_names(name: &str) -> Vec<String> {
 fn own_addresses() -> Vec<IpAddr> {
     let service = apiserver::bootstrap::SERVICE_ADDRESS.parse().ok();
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let mut addresses: Vec<IpAddr> = interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip()))).collect();
+    let mut addresses: Vec<IpAddr> =
+        interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip()))).collect();
     addresses.extend(service);
     addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
     addresses.sort_unstable();
@@ -96,10 +100,8 @@ fn own_addresses() -> Vec<IpAddr> {
 /// For the administrator, and for the agent on this machine; made once, so that a restart writes nothing.
 fn write_kubeconfigs(pki: &Pki, places: &Places, name: &str, address: IpAddr) -> anyhow::Result<()> {
     let node = format!("system:node:{name}");
-    let configs: [(&Path, &str, &[&str]); 2] = [
-        (&places.admin_kubeconfig(), "kubernetes-admin", &["system:masters"]),
-        (&places.agent_kubeconfig(), &node, &["system:nodes"]),
-    ];
+    let configs: [(&Path, &str, &[&str]); 2] =
+        [(&places.admin_kubeconfig(), "kubernetes-admin", &["system:masters"]), (&places.agent_kubeconfig(), &node, &["system:nodes"])];
     for (path, user, groups) in configs {
         if !path.exists() {
             let config = pki.kubeconfig(&format!("https://{}", SocketAddr::new(address, API_PORT)), user, groups)?;

@@ -1,5 +1,6 @@
 //! Whole clusters on this machine, made by `edgectl up` and judged from the outside. Each test has a cluster of its own
 //! name and a kubeconfig of its own, and ends by showing that nothing of it is left. They need root.
 
+mod api;
 mod lab;
 mod up;

@@ -240,12 +240,7 @@ static ROLES: &[Role] = &[
             On("create", "authentication.k8s.io", "selfsubjectreviews"),
         ],
     },
-    Role {
-        name: "system:public-info-viewer",
-        part_of: "",
-        sum: false,
-        rules: &[Paths("/healthz /livez /readyz /version /version/")],
-    },
+    Role { name: "system:public-info-viewer", part_of: "", sum: false, rules: &[Paths("/healthz /livez /readyz /version /version/")] },
     Role {
         name: "system:service-account-issuer-discovery",
         part_of: "",
@@ -284,7 +279,11 @@ mod tests {
     fn admin_is_the_sum_of_edit_and_view() {
         let role = |name: &str| ROLES.iter().find(|role| role.name == name).unwrap().object();
         let has = |role: &Value, resource: &str| {
-            role["rules"].as_array().unwrap().iter().any(|rule| rule["resources"].as_array().is_some_and(|all| all.contains(&resource.into())))
+            role["rules"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|rule| rule["resources"].as_array().is_some_and(|all| all.contains(&resource.into())))
         };
         for (name, roles, secrets, pods) in [("admin", true, true, true), ("edit", false, true, true), ("view", false, false, true)] {
             let role = role(name);

@@ -223,8 +223,7 @@ impl Call<'_> {
             self.track(Some(&live), &mut value);
             Ok(versions::stored(self.resource, value))
         };
-        let object =
-            self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, change_live).await?;
+        let object = self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, change_live).await?;
         let mut response = self.answer(200, &self.stored(&object));
         respond::warn(&mut response, &warnings);
         Ok(response)

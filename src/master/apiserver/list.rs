@@ -151,12 +151,12 @@ fn source(query: &Query, after: Option<&Continue>) -> Result<Source, Status> {
     }
     let revision = version_number(given)?;
     match (query.resource_version_match, given, revision) {
-        (VersionMatch::Exact | VersionMatch::NotOlderThan, "", _) => {
-            Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided"))
-        }
-        (VersionMatch::Exact, _, 0) => {
-            Err(Status::bad_request("resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""))
-        }
+        (VersionMatch::Exact | VersionMatch::NotOlderThan, "", _) => Err(Status::bad_request(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        )),
+        (VersionMatch::Exact, _, 0) => Err(Status::bad_request(
+            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        )),
         (VersionMatch::Exact, ..) => Ok(Source::At(revision)),
         (VersionMatch::Unset, _, 1..) if query.limit > 0 => Ok(Source::At(revision)),
         (_, _, 1..) => Ok(Source::NotOlderThan(revision)),

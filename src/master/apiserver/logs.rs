@@ -68,8 +68,7 @@ fn container_of<'a>(pod: &'a Value, asked: &'a str) -> Result<&'a str, Status> {
         (Some(name), _) => Ok(name),
         (None, [only]) => Ok(only),
         _ => {
-            let mut why =
-                format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", containers.join(" "));
+            let mut why = format!("a container name must be specified for pod {pod_name}, choose one of: [{}]", containers.join(" "));
             if !init.is_empty() {
                 why += &format!(" or one of the init containers: [{}]", init.join(" "));
             }
@@ -97,10 +96,7 @@ mod tests {
         assert_eq!(container_of(&one, "i"), Ok("i"));
         assert_eq!(container_of(&one, "x").unwrap_err().message, "container x is not valid for pod web");
         let two = json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "a"}, {"name": "b"}]}});
-        assert_eq!(
-            container_of(&two, "").unwrap_err().message,
-            "a container name must be specified for pod web, choose one of: [a b]"
-        );
+        assert_eq!(container_of(&two, "").unwrap_err().message, "a container name must be specified for pod web, choose one of: [a b]");
         assert_eq!(encode("2026-01-01T00:00:00Z & x"), "2026-01-01T00:00:00Z%20%26%20x");
     }
 }

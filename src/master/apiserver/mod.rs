@@ -102,7 +102,8 @@ impl Server {
 
     async fn answer(&self, parts: &mut Parts, body: Unread, peer: &Peer) -> Result<Response<Body>, Status> {
         let query = Query::parse(parts.uri.query().unwrap_or_default())?;
-        let route = routes::parse(&parts.method, parts.uri.path(), &query).map_err(|()| Status::method_not_allowed(parts.method.as_str()))?;
+        let route =
+            routes::parse(&parts.method, parts.uri.path(), &query).map_err(|()| Status::method_not_allowed(parts.method.as_str()))?;
         let user = auth::authenticate(&self.objects, &self.tokens, &parts.headers, peer.certificate.as_ref())?;
         let user = auth::impersonate(&self.objects, user, &parts.headers)?;
         let Route::Resource(target) = &route else {
@@ -159,9 +160,7 @@ impl Server {
             ("", Verb::Update) => call.update(&body.read().await?).await,
             ("", Verb::Patch) => call.patch(&body.read().await?).await,
             ("", Verb::Delete) => call.delete(&body.read().await?).await,
-            ("", Verb::DeleteCollection) => {
-                call.delete_collection(&body.read().await?, &Filter::new(resource, query)?).await
-            }
+            ("", Verb::DeleteCollection) => call.delete_collection(&body.read().await?, &Filter::new(resource, query)?).await,
             ("log", Verb::Get) => {
                 let pod = self.objects.get(resource, call.namespace, call.name)?.value();
                 logs::answer(&self.nodes, &pod, query).await
@@ -188,10 +187,9 @@ impl Server {
                 respond::warn(&mut response, &warnings);
                 Ok(response)
             }
-            ("componentstatuses", Verb::List) => Ok(respond::json(
-                200,
-                &serde_json::json!({"kind": resource.list_kind, "apiVersion": "v1", "metadata": {}, "items": []}),
-            )),
+            ("componentstatuses", Verb::List) => {
+                Ok(respond::json(200, &serde_json::json!({"kind": resource.list_kind, "apiVersion": "v1", "metadata": {}, "items": []})))
+            }
             ("componentstatuses", Verb::Get) => Err(Status::not_found(resource.group, resource.plural, call.name)),
             _ => Err(Status::unavailable("the server is currently unable to handle the request")),
         }

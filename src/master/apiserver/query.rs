@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn queries_are_read_as_clients_send_them() {
-        let query = Query::parse("&limit=500&labelSelector=a%3Db%2Cc+in+(d)&watch=1&dryRun=All&fieldValidation=Strict&timeout=32s").unwrap();
+        let query =
+            Query::parse("&limit=500&labelSelector=a%3Db%2Cc+in+(d)&watch=1&dryRun=All&fieldValidation=Strict&timeout=32s").unwrap();
         assert_eq!((query.limit, &*query.label_selector, query.watch, query.dry_run), (500, "a=b,c in (d)", true, true));
         assert_eq!((query.field_validation, query.get("timeout")), (FieldValidation::Strict, "32s"));
         assert!(Query::parse("sendInitialEvents=true&allowWatchBookmarks=true").unwrap().send_initial_events.unwrap());

@@ -65,7 +65,9 @@ async fn partial(call: &Call<'_>, verb: Verb, body: &[u8]) -> Result<Response<Bo
                     value["status"]["conditions"] = conditions;
                 }
             }
-            "ephemeralcontainers" => value["spec"]["ephemeralContainers"] = ephemeral_containers(live, desired["spec"]["ephemeralContainers"].take())?,
+            "ephemeralcontainers" => {
+                value["spec"]["ephemeralContainers"] = ephemeral_containers(live, desired["spec"]["ephemeralContainers"].take())?
+            }
             _ => resize(&mut value, &desired),
         }
         call.track(Some(live), &mut value);
@@ -95,7 +97,8 @@ fn ephemeral_containers(live: &Value, desired: Value) -> Result<Value, Status> {
 fn resize(pod: &mut Value, desired: &Value) {
     for field in ["initContainers", "containers"] {
         let wanted = desired["spec"][field].as_array().map_or(&[][..], Vec::as_slice);
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten() {
+        let containers = pod["spec"].get_mut(field).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             if let Some(other) = wanted.iter().find(|other| other["name"] == container["name"]) {
                 for part in ["resources", "resizePolicy"] {
                     if let Some(content) = other.get(part) {
@@ -217,7 +220,8 @@ pub async fn bind(call: &Call<'_>, pod: &str, body: &[u8]) -> Result<Response<Bo
         for (key, annotation) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
             meta::set_annotation(&mut value, key, annotation.as_str().unwrap_or_default());
         }
-        let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": Timestamp::now().to_string()});
+        let condition =
+            json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": Timestamp::now().to_string()});
         let others = value["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let others = others.into_iter().filter(|condition| condition["type"] != "PodScheduled");
         value["status"]["conditions"] = others.chain([condition]).collect();

@@ -115,7 +115,8 @@ fn lists_come_in_pages_of_one_snapshot() {
             api.create(MAPS, config_map(name, "1")).await;
         }
         let (_, first) = api.get(&format!("{MAPS}?limit=2")).await;
-        let names = |list: &Value| list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()).collect::<Vec<_>>();
+        let names =
+            |list: &Value| list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].clone()).collect::<Vec<_>>();
         assert_eq!((names(&first), &first["metadata"]["remainingItemCount"]), (vec![json!("a"), json!("b")], &json!(3)));
         let token = first["metadata"]["continue"].as_str().unwrap();
         // What happens in between is not seen: c goes, bb comes.
@@ -134,21 +135,31 @@ fn lists_come_in_pages_of_one_snapshot() {
 fn a_watch_tells_of_changes_and_of_what_enters_and_leaves_its_selector() {
     api(async |api| {
         api.create(MAPS, config_map("a", "1")).await;
-        let uri = format!("{MAPS}?watch=1&labelSelector=value%3D1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
+        let uri = format!(
+            "{MAPS}?watch=1&labelSelector=value%3D1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"
+        );
         let response = api.send("GET", &uri, &[], "").await;
         let Body::Stream(mut stream) = response.into_body() else { panic!("a watch is a stream") };
         let mut lines: std::collections::VecDeque<Value> = Default::default();
         let mut next = async || {
             while lines.is_empty() {
                 let chunk = stream.next().await.unwrap().unwrap();
-                lines.extend(chunk.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| serde_json::from_slice::<Value>(line).unwrap()));
+                lines.extend(
+                    chunk
+                        .split(|byte| *byte == b'\n')
+                        .filter(|line| !line.is_empty())
+                        .map(|line| serde_json::from_slice::<Value>(line).unwrap()),
+                );
             }
             lines.pop_front().unwrap()
         };
         let first = next().await;
         assert_eq!((&first["type"], &first["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
         let end = next().await;
-        assert_eq!((&end["type"], &end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"]), (&json!("BOOKMARK"), &json!("true")));
+        assert_eq!(
+            (&end["type"], &end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"]),
+            (&json!("BOOKMARK"), &json!("true"))
+        );
         let merge = [("content-type", "application/merge-patch+json")];
         let label = |value: &str| json!({"metadata": {"labels": {"value": value}}});
         api.json("PATCH", &format!("{MAPS}/a"), &merge, label("2")).await;
@@ -184,7 +195,8 @@ fn only_those_with_the_right_are_let_in() {
         let admin = api.1.clone();
         api.1 = Rc::new(Peer { address: admin.address, certificate: None });
         let (code, refused) = api.get("/api/v1/namespaces/default/pods").await;
-        let expected = "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"";
+        let expected =
+            "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\"";
         assert_eq!((code, &refused["message"]), (403, &json!(expected)));
         assert_eq!(api.get("/version").await.0, 200);
         let (code, _) = api.json("GET", "/api", &[("authorization", "Bearer nonsense")], Value::Null).await;
@@ -276,7 +288,10 @@ fn services_get_addresses_and_scales_change_replicas() {
         assert_eq!(made["metadata"]["generation"], 1);
         let merge = [("content-type", "application/merge-patch+json")];
         let (code, scale) = api.json("PATCH", &format!("{deployments}/web/scale"), &merge, json!({"spec": {"replicas": 5}})).await;
-        assert_eq!((code, &scale["kind"], &scale["spec"]["replicas"], &scale["status"]["selector"]), (200, &json!("Scale"), &json!(5), &json!("app=web")));
+        assert_eq!(
+            (code, &scale["kind"], &scale["spec"]["replicas"], &scale["status"]["selector"]),
+            (200, &json!("Scale"), &json!(5), &json!("app=web"))
+        );
         let (_, deployment) = api.get(&format!("{deployments}/web")).await;
         assert_eq!((&deployment["spec"]["replicas"], &deployment["metadata"]["generation"]), (&json!(5), &json!(2)));
         let status = json!({"status": {"replicas": 5}, "spec": {"replicas": 9}});
@@ -304,7 +319,10 @@ fn documents_answer_with_what_clients_need_to_begin() {
         let response = api.send("GET", "/openapi/v3/api/v1", &[("accept-encoding", "gzip")], "").await;
         assert_eq!((response.status().as_u16(), &response.headers()["content-encoding"]), (200, &"gzip".parse().unwrap()));
         assert_eq!(api.get("/openapi/v2").await, (404, "404 page not found\n".into()));
-        assert_eq!(text(api.send("GET", "/readyz?verbose", &[], "").await).await, "[+]ping ok\n[+]store ok\n[+]bootstrap ok\nreadyz check passed\n");
+        assert_eq!(
+            text(api.send("GET", "/readyz?verbose", &[], "").await).await,
+            "[+]ping ok\n[+]store ok\n[+]bootstrap ok\nreadyz check passed\n"
+        );
         assert_eq!(api.get("/healthz").await.1, "ok");
         assert_eq!(api.get("/apis/none/v1").await.0, 404);
     });

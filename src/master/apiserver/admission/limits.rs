@@ -3,10 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::api::meta;
 use crate::api::quantity::Quantity;
 use crate::api::schema::{self, Resource};
 use crate::api::status::Status;
-use crate::api::meta;
 use crate::master::store::Objects;
 
 /// The limits of all LimitRanges in the namespace of an object.
@@ -28,7 +28,8 @@ fn fill(limit: &Value, pod: &mut Value) {
         return;
     }
     for field in ["initContainers", "containers"] {
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten().filter(|container| container.is_object()) {
+        let containers = pod["spec"].get_mut(field).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter(|container| container.is_object()) {
             for (kind, defaults) in [("limits", &limit["default"]), ("requests", &limit["defaultRequest"])] {
                 for (resource, amount) in defaults.as_object().into_iter().flatten() {
                     if container["resources"][kind].get(resource).is_some() {
@@ -63,7 +64,9 @@ pub fn check(objects: &Objects, resource: &Resource, object: &Value, live: Optio
         match (limit["type"].as_str(), claim) {
             (Some("PersistentVolumeClaim"), true) => compare(&limit, &object["spec"]["resources"], "PersistentVolumeClaim", &mut problems),
             (Some("Container"), false) => {
-                for container in ["initContainers", "containers"].iter().flat_map(|field| object["spec"][field].as_array().into_iter().flatten()) {
+                for container in
+                    ["initContainers", "containers"].iter().flat_map(|field| object["spec"][field].as_array().into_iter().flatten())
+                {
                     compare(&limit, &container["resources"], "Container", &mut problems);
                 }
             }
@@ -182,6 +185,10 @@ mod tests {
         check(max.clone(), json!({"limits": {"cpu": "2"}}), &["maximum cpu usage per Container is 1, but limit is 2"]);
         check(max.clone(), json!({}), &["maximum cpu usage per Container is 1.  No limit is specified"]);
         check(max, json!({"limits": {"cpu": "1"}}), &[]);
-        check(json!({"min": {"cpu": "1"}}), json!({"requests": {"cpu": "500m"}}), &["minimum cpu usage per Container is 1, but request is 500m"]);
+        check(
+            json!({"min": {"cpu": "1"}}),
+            json!({"requests": {"cpu": "500m"}}),
+            &["minimum cpu usage per Container is 1, but request is 500m"],
+        );
     }
 }

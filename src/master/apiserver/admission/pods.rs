@@ -38,7 +38,8 @@ fn forbidden(pod: &Value, why: String) -> Status {
 
 fn service_account(objects: &Objects, pod: &mut Value) -> Result<(), Status> {
     let spec = &pod["spec"];
-    let given = [&spec["serviceAccountName"], &spec["serviceAccount"]].into_iter().find_map(|name| name.as_str().filter(|name| !name.is_empty()));
+    let given =
+        [&spec["serviceAccountName"], &spec["serviceAccount"]].into_iter().find_map(|name| name.as_str().filter(|name| !name.is_empty()));
     let name = given.unwrap_or("default").to_owned();
     let namespace = meta::namespace(pod);
     let accounts = schema::resource("", "v1", "serviceaccounts").ok_or_else(Status::no_such_resource)?;
@@ -71,7 +72,8 @@ fn mount_token(pod: &mut Value) {
     };
     let mut mounted = false;
     for field in ["initContainers", "containers"] {
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten().filter(|container| container.is_object()) {
+        let containers = pod["spec"].get_mut(field).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten().filter(|container| container.is_object()) {
             let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
             if mounts.iter().any(|mount| mount["mountPath"] == TOKEN_PATH) {
                 continue;
@@ -194,7 +196,8 @@ mod tests {
 
     #[test]
     fn every_container_gets_the_token_once() {
-        let mut pod = json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "own", "mountPath": TOKEN_PATH}]}]}});
+        let mut pod =
+            json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "volumeMounts": [{"name": "own", "mountPath": TOKEN_PATH}]}]}});
         mount_token(&mut pod);
         let name = pod["spec"]["volumes"][0]["name"].as_str().unwrap().to_owned();
         assert!(name.starts_with(TOKEN_VOLUME_PREFIX));

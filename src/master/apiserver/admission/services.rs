@@ -61,7 +61,8 @@ fn keep_allocated(service: &mut Value, live: &Value) {
     let has_ports = |kind: &str| kind == "NodePort" || kind == "LoadBalancer";
     let spec = service["spec"].as_object_mut().expect("admit looked");
     if has_address(&kind) && has_address(was) {
-        let absent = |value: Option<&Value>| value.is_none_or(|value| value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty));
+        let absent =
+            |value: Option<&Value>| value.is_none_or(|value| value.as_str() == Some("") || value.as_array().is_some_and(Vec::is_empty));
         if absent(spec.get("clusterIP")) && absent(spec.get("clusterIPs")) {
             for field in ["clusterIP", "clusterIPs"] {
                 if let Some(kept) = live["spec"].get(field) {
@@ -77,7 +78,8 @@ fn keep_allocated(service: &mut Value, live: &Value) {
     }
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter(|port| port.is_object()) {
         let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
-        let before = live["spec"]["ports"].as_array().into_iter().flatten().find(same).map_or(0, |port| port["nodePort"].as_i64().unwrap_or(0));
+        let before =
+            live["spec"]["ports"].as_array().into_iter().flatten().find(same).map_or(0, |port| port["nodePort"].as_i64().unwrap_or(0));
         let given = port["nodePort"].as_i64().unwrap_or(0);
         if has_ports(&kind) && has_ports(was) && given == 0 && before != 0 {
             port["nodePort"] = before.into();
@@ -99,7 +101,8 @@ fn address(service: &mut Value, taken: &mut Taken) -> Result<(), Status> {
     };
     let address = match wanted {
         "None" => "None".to_owned(),
-        "" => Ipv4Addr::from(taken.free_address().ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?).to_string(),
+        "" => Ipv4Addr::from(taken.free_address().ok_or_else(|| Status::internal("failed to allocate a serviceIP: range is full"))?)
+            .to_string(),
         given => {
             let refuse = |why: String| {
                 let message = format!("Invalid value: [{given:?}]: failed to allocate IP {given}: {why}");
@@ -153,7 +156,8 @@ fn ports(service: &mut Value, taken: &mut Taken) -> Result<(), Status> {
         for index in 0..count {
             let port = &mut service["spec"]["ports"][index];
             if port.is_object() && port["nodePort"].as_i64().unwrap_or(0) == 0 {
-                port["nodePort"] = taken.free_port().ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?.into();
+                port["nodePort"] =
+                    taken.free_port().ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?.into();
             }
         }
     }
@@ -278,7 +282,12 @@ mod tests {
         assert_eq!(ports(&mut low, &mut Taken::default()).unwrap_err().code, 422);
         let mut taken = Taken::default();
         taken.items.insert(Item::Port(30_081));
-        assert!(ports(&mut web, &mut taken).unwrap_err().message.contains("spec.ports[1].nodePort: Invalid value: 30081: provided port is already allocated"));
+        assert!(
+            ports(&mut web, &mut taken)
+                .unwrap_err()
+                .message
+                .contains("spec.ports[1].nodePort: Invalid value: 30081: provided port is already allocated")
+        );
     }
 
     #[test]

@@ -247,6 +247,9 @@ mod tests {
             forbidden(&user, &list, "").message,
             "deployments.apps is forbidden: User \"jane\" cannot list resource \"deployments\" in API group \"apps\" at the cluster scope"
         );
-        assert_eq!(forbidden(&user, &Attributes::path("get", "/metrics"), "").message, "forbidden: User \"jane\" cannot get path \"/metrics\"");
+        assert_eq!(
+            forbidden(&user, &Attributes::path("get", "/metrics"), "").message,
+            "forbidden: User \"jane\" cannot get path \"/metrics\""
+        );
     }
 }

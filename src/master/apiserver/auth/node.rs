@@ -69,7 +69,8 @@ fn decide(objects: &Objects, node: &str, attributes: &Attributes) -> Result<(), 
         ("certificates.k8s.io", "certificatesigningrequests", "") => {
             allow(["create", "get", "list", "watch"].contains(&verb), "can only make and read requests")
         }
-        ("authentication.k8s.io", "tokenreviews", "") | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
+        ("authentication.k8s.io", "tokenreviews", "")
+        | ("authorization.k8s.io", "subjectaccessreviews" | "localsubjectaccessreviews", "") => {
             allow(verb == "create", "can only create reviews")
         }
         // What Services, DNS and network policies on a node are made of.

@@ -260,7 +260,8 @@ pub fn check_escalation(objects: &Objects, user: &User, resource: &Resource, obj
         _ => return Ok(()),
     };
     let owned = rules_of(objects, user, &namespace);
-    let missing: Vec<Rule> = wanted.iter().flat_map(Rule::single_rights).filter(|right| !owned.iter().any(|rule| rule.covers(right))).collect();
+    let missing: Vec<Rule> =
+        wanted.iter().flat_map(Rule::single_rights).filter(|right| !owned.iter().any(|rule| rule.covers(right))).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -269,10 +270,7 @@ pub fn check_escalation(objects: &Objects, user: &User, resource: &Resource, obj
         paths => format!("{{NonResourceURLs:{paths:?}, Verbs:{:?}}}", rule.verbs),
     };
     let list: String = missing.iter().map(|rule| format!("\n{}", show(rule))).collect();
-    let why = format!(
-        "user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:{list}",
-        user.name, user.groups
-    );
+    let why = format!("user {:?} (groups={:?}) is attempting to grant RBAC permissions not currently held:{list}", user.name, user.groups);
     Err(Status::forbidden(GROUP, resource.plural, &name, why))
 }
 

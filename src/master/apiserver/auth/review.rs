@@ -64,9 +64,7 @@ fn access(objects: &Objects, user: &User, spec: &Value) -> Result<Value, Status>
     let [verb, group, version, plural, subresource, namespace, name] = &fields;
     let (path_verb, path_text) = (text(path, "verb"), text(path, "path"));
     let attributes = match (resource.is_object(), path.is_object()) {
-        (true, false) => {
-            Attributes { verb, group, version, resource: plural, subresource, namespace, name, path: "", field_selector: "" }
-        }
+        (true, false) => Attributes { verb, group, version, resource: plural, subresource, namespace, name, path: "", field_selector: "" },
         (false, true) => Attributes::path(&path_verb, &path_text),
         _ => {
             return Err(Status::bad_request(
@@ -116,4 +114,3 @@ fn token(objects: &Objects, tokens: &Tokens, spec: &Value) -> Value {
         Err(why) => json!({"authenticated": false, "user": {}, "error": why}),
     }
 }
-

@@ -41,7 +41,8 @@ impl Tokens {
     /// # Errors
     /// If the PEM holds no PKCS #8 key on P-256.
     pub fn new(key_pem: &[u8]) -> anyhow::Result<Self> {
-        let key = PrivatePkcs8KeyDer::from_pem_slice(key_pem).map_err(|error| anyhow!("{error}")).context("read the service account key")?;
+        let key =
+            PrivatePkcs8KeyDer::from_pem_slice(key_pem).map_err(|error| anyhow!("{error}")).context("read the service account key")?;
         let random = SystemRandom::new();
         let pair = EcdsaKeyPair::from_pkcs8(&signature::ECDSA_P256_SHA256_FIXED_SIGNING, key.secret_pkcs8_der(), &random);
         let key = pair.map_err(|error| anyhow!("the service account key is not on P-256: {error}"))?;
@@ -86,7 +87,8 @@ impl Tokens {
         let claims = self.verify(token, now)?;
         let wanted = if audiences.is_empty() { &[ISSUER.to_owned()][..] } else { audiences };
         let for_whom = claims["aud"].as_array().map_or(&[][..], Vec::as_slice);
-        let matching: Vec<String> = wanted.iter().filter(|audience| for_whom.iter().any(|each| each == audience.as_str())).cloned().collect();
+        let matching: Vec<String> =
+            wanted.iter().filter(|audience| for_whom.iter().any(|each| each == audience.as_str())).cloned().collect();
         if matching.is_empty() {
             return Err("the token is for another audience".into());
         }
@@ -109,7 +111,8 @@ impl Tokens {
         };
         alive("serviceaccounts", &namespace, &bound["serviceaccount"])?;
         let mut user = User::service_account(&namespace, &name, &uid);
-        let mut extra = BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", text(&claims["jti"]))])]);
+        let mut extra =
+            BTreeMap::from([("authentication.kubernetes.io/credential-id".to_owned(), vec![format!("JTI={}", text(&claims["jti"]))])]);
         for (field, plural, namespace) in [("pod", "pods", &*namespace), ("secret", "secrets", &*namespace), ("node", "nodes", "")] {
             let reference = &bound[field];
             if !reference.is_object() {
@@ -144,10 +147,16 @@ impl Tokens {
         };
         let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(SECONDS_DEFAULT);
         if seconds < SECONDS_MIN {
-            return Err(invalid("spec.expirationSeconds", format!("Invalid value: {seconds}: may not specify a duration less than 10 minutes")));
+            return Err(invalid(
+                "spec.expirationSeconds",
+                format!("Invalid value: {seconds}: may not specify a duration less than 10 minutes"),
+            ));
         }
         if seconds > SECONDS_MAX {
-            return Err(invalid("spec.expirationSeconds", format!("Invalid value: {seconds}: may not specify a duration larger than 2^32 seconds")));
+            return Err(invalid(
+                "spec.expirationSeconds",
+                format!("Invalid value: {seconds}: may not specify a duration larger than 2^32 seconds"),
+            ));
         }
         let mut audiences: Vec<Value> = request["spec"]["audiences"].as_array().cloned().unwrap_or_default();
         if audiences.is_empty() {

@@ -43,14 +43,7 @@ static BINDINGS: Layout = layout(
 );
 
 static CERTIFICATE_REQUESTS: Layout = layout(
-    &[
-        NAME,
-        AGE,
-        text_column("SignerName"),
-        text_column("Requestor"),
-        text_column("RequestedDuration"),
-        text_column("Condition"),
-    ],
+    &[NAME, AGE, text_column("SignerName"), text_column("Requestor"), text_column("RequestedDuration"), text_column("Condition")],
     |request, now| {
         let lasts = request.pointer("/spec/expirationSeconds").and_then(Value::as_i64);
         let has = |kind: &str| items(request, "/status/conditions").iter().any(|condition| condition["type"] == kind);

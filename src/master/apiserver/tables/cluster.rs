@@ -152,9 +152,8 @@ static SECRETS: Layout = layout(&[NAME, text_column("Type"), text_column("Data")
     vec![name(secret), text(secret, "/type").into(), size(secret, "/data").into(), age(secret, now)]
 });
 
-static SERVICE_ACCOUNTS: Layout = layout(&[NAME, text_column("Secrets"), AGE], |account, now| {
-    vec![name(account), size(account, "/secrets").into(), age(account, now)]
-});
+static SERVICE_ACCOUNTS: Layout =
+    layout(&[NAME, text_column("Secrets"), AGE], |account, now| vec![name(account), size(account, "/secrets").into(), age(account, now)]);
 
 static RESOURCE_QUOTAS: Layout = layout(&[NAME, text_column("Request"), text_column("Limit"), AGE], |quota, now| {
     let (mut requests, mut limits) = (Vec::new(), Vec::new());
@@ -166,30 +165,27 @@ static RESOURCE_QUOTAS: Layout = layout(&[NAME, text_column("Request"), text_col
     vec![name(quota), requests.join(", ").into(), limits.join(", ").into(), age(quota, now)]
 });
 
-static COMPONENT_STATUSES: Layout =
-    layout(&[NAME, text_column("Status"), text_column("Message"), text_column("Error")], |component, _| {
-        let healthy = items(component, "/conditions").iter().find(|condition| condition["type"] == "Healthy");
-        let null = Value::Null;
-        let healthy = healthy.unwrap_or(&null);
-        let status = match text(healthy, "/status") {
-            "True" => "Healthy",
-            "" => "Unknown",
-            _ => "Unhealthy",
-        };
-        vec![name(component), status.into(), text(healthy, "/message").into(), text(healthy, "/error").into()]
-    });
+static COMPONENT_STATUSES: Layout = layout(&[NAME, text_column("Status"), text_column("Message"), text_column("Error")], |component, _| {
+    let healthy = items(component, "/conditions").iter().find(|condition| condition["type"] == "Healthy");
+    let null = Value::Null;
+    let healthy = healthy.unwrap_or(&null);
+    let status = match text(healthy, "/status") {
+        "True" => "Healthy",
+        "" => "Unknown",
+        _ => "Unhealthy",
+    };
+    vec![name(component), status.into(), text(healthy, "/message").into(), text(healthy, "/error").into()]
+});
 
 static LEASES: Layout = layout(&[NAME, text_column("Holder"), AGE], |lease, now| {
     vec![name(lease), text(lease, "/spec/holderIdentity").into(), age(lease, now)]
 });
 
-static LEASE_CANDIDATES: Layout = layout(
-    &[NAME, text_column("LeaseName"), text_column("BinaryVersion"), text_column("EmulationVersion"), AGE],
-    |candidate, now| {
+static LEASE_CANDIDATES: Layout =
+    layout(&[NAME, text_column("LeaseName"), text_column("BinaryVersion"), text_column("EmulationVersion"), AGE], |candidate, now| {
         let field = |pointer| Value::from(text(candidate, pointer));
         vec![name(candidate), field("/spec/leaseName"), field("/spec/binaryVersion"), field("/spec/emulationVersion"), age(candidate, now)]
-    },
-);
+    });
 
 static PRIORITY_CLASSES: Layout = layout(
     &[NAME, number_column("Value"), Column("Global-Default", "boolean", false), AGE, text_column("PreemptionPolicy")],

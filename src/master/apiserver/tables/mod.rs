@@ -48,14 +48,12 @@ const fn layout(columns: &'static [Column], cells: fn(&Value, Timestamp) -> Vec<
 }
 
 /// Kinds that upstream gives no columns of their own.
-static PLAIN: Layout = layout(&[NAME, text_column("Created At")], |object, _| {
-    vec![name(object), text(object, "/metadata/creationTimestamp").into()]
-});
+static PLAIN: Layout =
+    layout(&[NAME, text_column("Created At")], |object, _| vec![name(object), text(object, "/metadata/creationTimestamp").into()]);
 
-static SCALE: Layout = layout(
-    &[text_column("Name"), number_column("Desired"), number_column("Available"), AGE],
-    |scale, now| vec![name(scale), number(scale, "/spec/replicas"), number(scale, "/status/replicas"), age(scale, now)],
-);
+static SCALE: Layout = layout(&[text_column("Name"), number_column("Desired"), number_column("Available"), AGE], |scale, now| {
+    vec![name(scale), number(scale, "/spec/replicas"), number(scale, "/status/replicas"), age(scale, now)]
+});
 
 /// The layout of what a request answers with: the resource, or its scale.
 pub fn of(resource: &Resource, subresource: &str) -> &'static Layout {

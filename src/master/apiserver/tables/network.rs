@@ -118,9 +118,8 @@ static ENDPOINT_SLICES: Layout =
         ]
     });
 
-static INGRESSES: Layout = layout(
-    &[NAME, text_column("Class"), text_column("Hosts"), text_column("Address"), text_column("Ports"), AGE],
-    |ingress, now| {
+static INGRESSES: Layout =
+    layout(&[NAME, text_column("Class"), text_column("Hosts"), text_column("Address"), text_column("Ports"), AGE], |ingress, now| {
         let rules = items(ingress, "/spec/rules");
         let hosts: Vec<&str> = rules.iter().map(|rule| text(rule, "/host")).filter(|host| !host.is_empty()).collect();
         let hosts = match hosts.len() {
@@ -136,8 +135,7 @@ static INGRESSES: Layout = layout(
             if size(ingress, "/spec/tls") > 0 { "80, 443".into() } else { "80".into() },
             age(ingress, now),
         ]
-    },
-);
+    });
 
 static INGRESS_CLASSES: Layout = layout(&[NAME, text_column("Controller"), text_column("Parameters"), AGE], |class, now| {
     let parameters = match class.pointer("/spec/parameters") {
@@ -154,9 +152,8 @@ static NETWORK_POLICIES: Layout = layout(&[NAME, text_column("Pod-Selector"), AG
     vec![name(policy), selector_or_none(policy, "/spec/podSelector"), age(policy, now)]
 });
 
-static SERVICE_CIDRS: Layout = layout(&[NAME, text_column("CIDRs"), AGE], |range, now| {
-    vec![name(range), joined(range, "/spec/cidrs", "").into(), age(range, now)]
-});
+static SERVICE_CIDRS: Layout =
+    layout(&[NAME, text_column("CIDRs"), AGE], |range, now| vec![name(range), joined(range, "/spec/cidrs", "").into(), age(range, now)]);
 
 static IP_ADDRESSES: Layout = layout(&[NAME, text_column("ParentRef"), AGE], |address, now| {
     let parent = &address["spec"]["parentRef"];
@@ -189,7 +186,8 @@ mod tests {
 
     #[test]
     fn long_lists_are_cut_after_three() {
-        let endpoints = json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 80}, {"port": 81}]}]});
+        let endpoints =
+            json!({"subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "ports": [{"port": 80}, {"port": 81}]}]});
         assert_eq!((ENDPOINTS.cells)(&endpoints, Timestamp::now())[1], "10.0.0.1:80,10.0.0.2:80,10.0.0.1:81 + 1 more...");
         let ingress = json!({"spec": {"rules": [{"host": "a"}, {"host": "b"}, {"host": "c"}, {"host": "d"}], "tls": [{}]}});
         assert_eq!((INGRESSES.cells)(&ingress, Timestamp::now())[2], "a,b,c + 1 more...");

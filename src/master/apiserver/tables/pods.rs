@@ -213,15 +213,29 @@ mod tests {
         check(json!([]), json!({"phase": "Running", "deleting": true}), ["0/2", "Terminating", "0"]);
         check(json!([]), json!({"phase": "Failed", "reason": "Evicted"}), ["0/2", "Evicted", "0"]);
         let init = json!([{"name": "i"}, {"name": "j"}]);
-        check(init.clone(), json!({"phase": "Pending", "initContainerStatuses": [
+        check(
+            init.clone(),
+            json!({"phase": "Pending", "initContainerStatuses": [
             {"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": {"waiting": {"reason": "PodInitializing"}}}]}),
-            ["0/2", "Init:1/2", "0"]);
-        check(init.clone(), json!({"phase": "Pending", "initContainerStatuses": [
-            {"name": "i", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}), ["0/2", "Init:CrashLoopBackOff", "1"]);
-        check(init, json!({"phase": "Pending", "initContainerStatuses": [
-            {"name": "i", "state": {"terminated": {"exitCode": 3}}}]}), ["0/2", "Init:ExitCode:3", "0"]);
-        check(json!([{"name": "s", "restartPolicy": "Always"}]), json!({"phase": "Running", "initContainerStatuses": [
+            ["0/2", "Init:1/2", "0"],
+        );
+        check(
+            init.clone(),
+            json!({"phase": "Pending", "initContainerStatuses": [
+            {"name": "i", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
+            ["0/2", "Init:CrashLoopBackOff", "1"],
+        );
+        check(
+            init,
+            json!({"phase": "Pending", "initContainerStatuses": [
+            {"name": "i", "state": {"terminated": {"exitCode": 3}}}]}),
+            ["0/2", "Init:ExitCode:3", "0"],
+        );
+        check(
+            json!([{"name": "s", "restartPolicy": "Always"}]),
+            json!({"phase": "Running", "initContainerStatuses": [
             {"name": "s", "started": true, "ready": true, "state": {"running": {}}}], "containerStatuses": [running, running]}),
-            ["3/3", "Running", "0"]);
+            ["3/3", "Running", "0"],
+        );
     }
 }

@@ -135,7 +135,8 @@ static ATTRIBUTES_CLASSES: Layout = layout(&[NAME, text_column("DriverName"), AG
 });
 
 fn default_name(class: &Value, annotations: &[&str]) -> Value {
-    let default = annotations.iter().any(|annotation| class["metadata"]["annotations"].get(annotation).is_some_and(|value| value == "true"));
+    let default =
+        annotations.iter().any(|annotation| class["metadata"]["annotations"].get(annotation).is_some_and(|value| value == "true"));
     if default { format!("{} (default)", text(class, "/metadata/name")).into() } else { name(class) }
 }
 
@@ -203,11 +204,10 @@ static RESOURCE_CLAIMS: Layout = layout(&[NAME, text_column("State"), AGE], |cla
     vec![name(claim), states.join(",").into(), age(claim, now)]
 });
 
-static RESOURCE_SLICES: Layout =
-    layout(&[NAME, text_column("Node"), text_column("Driver"), text_column("Pool"), AGE], |slice, now| {
-        let field = |pointer| Value::from(text(slice, pointer));
-        vec![name(slice), field("/spec/nodeName"), field("/spec/driver"), field("/spec/pool/name"), age(slice, now)]
-    });
+static RESOURCE_SLICES: Layout = layout(&[NAME, text_column("Node"), text_column("Driver"), text_column("Pool"), AGE], |slice, now| {
+    let field = |pointer| Value::from(text(slice, pointer));
+    vec![name(slice), field("/spec/nodeName"), field("/spec/driver"), field("/spec/pool/name"), age(slice, now)]
+});
 
 #[cfg(test)]
 mod tests {

@@ -102,18 +102,17 @@ static DAEMON_SETS: Layout = layout(
     },
 );
 
-static CONTROLLER_REVISIONS: Layout =
-    layout(&[NAME, text_column("Controller"), text_column("Revision"), AGE], |revision, now| {
-        let owner = items(revision, "/metadata/ownerReferences").iter().find(|owner| owner["controller"] == true);
-        let owner = owner.map_or("<none>".to_owned(), |owner| {
-            let kind = text(owner, "/kind").to_lowercase();
-            match text(owner, "/apiVersion").split_once('/') {
-                Some((group, _)) => format!("{kind}.{group}/{}", text(owner, "/name")),
-                None => format!("{kind}/{}", text(owner, "/name")),
-            }
-        });
-        vec![name(revision), owner.into(), number(revision, "/revision"), age(revision, now)]
+static CONTROLLER_REVISIONS: Layout = layout(&[NAME, text_column("Controller"), text_column("Revision"), AGE], |revision, now| {
+    let owner = items(revision, "/metadata/ownerReferences").iter().find(|owner| owner["controller"] == true);
+    let owner = owner.map_or("<none>".to_owned(), |owner| {
+        let kind = text(owner, "/kind").to_lowercase();
+        match text(owner, "/apiVersion").split_once('/') {
+            Some((group, _)) => format!("{kind}.{group}/{}", text(owner, "/name")),
+            None => format!("{kind}/{}", text(owner, "/name")),
+        }
     });
+    vec![name(revision), owner.into(), number(revision, "/revision"), age(revision, now)]
+});
 
 static JOBS: Layout = layout(
     &[NAME, text_column("Status"), text_column("Completions"), text_column("Duration"), AGE, CONTAINERS, IMAGES, SELECTOR],
@@ -193,15 +192,7 @@ static CRON_JOBS: Layout = layout(
 );
 
 static AUTOSCALERS: Layout = layout(
-    &[
-        NAME,
-        text_column("Reference"),
-        text_column("Targets"),
-        text_column("MinPods"),
-        text_column("MaxPods"),
-        text_column("Replicas"),
-        AGE,
-    ],
+    &[NAME, text_column("Reference"), text_column("Targets"), text_column("MinPods"), text_column("MaxPods"), text_column("Replicas"), AGE],
     |autoscaler, now| {
         let target = &autoscaler["spec"]["scaleTargetRef"];
         vec![
@@ -218,7 +209,8 @@ static AUTOSCALERS: Layout = layout(
 
 /// `cpu: 12%/80%`; autoscaling/v1 has but the one target of CPU.
 fn targets(autoscaler: &Value) -> String {
-    let percent = |value: Option<&Value>, otherwise: &str| value.and_then(Value::as_i64).map_or(otherwise.into(), |value| format!("{value}%"));
+    let percent =
+        |value: Option<&Value>, otherwise: &str| value.and_then(Value::as_i64).map_or(otherwise.into(), |value| format!("{value}%"));
     if let Some(target) = autoscaler.pointer("/spec/targetCPUUtilizationPercentage") {
         let current = percent(autoscaler.pointer("/status/currentCPUUtilizationPercentage"), "<unknown>");
         return format!("cpu: {current}/{}", percent(Some(target), "<auto>"));
