@@ -200,6 +200,16 @@ fn every_verb(suite: &str) {
     master.says("describe deployment api", "Scaled up replica set api-");
     assert!(master.pipe("replace -f -", PAGE.split("---").next().unwrap()).contains("configmap/page replaced"));
 
+    // Server-side apply, also of what was applied by the client before.
+    let map = PAGE.split("---").next().unwrap();
+    assert!(master.pipe("apply --server-side -f -", map).contains("configmap/page serverside-applied"));
+    let other = map.replace("hello", "other");
+    let conflict = master.refused("apply --server-side --field-manager=other -f -", &other);
+    assert!(conflict.contains("conflicts with \"kubectl\"") && conflict.contains(".data.index"), "{conflict}");
+    assert!(master.pipe("apply --server-side --field-manager=other --force-conflicts -f -", &other).contains("serverside-applied"));
+    assert_eq!(master.ok("get configmap page -o jsonpath={.data.index}"), "other");
+    master.says("get configmap page -o yaml --show-managed-fields", "manager: other");
+
     // Pods, though there is no node for them.
     master.says("run lonely --image=busybox -- sleep 1", "pod/lonely created");
     master.says("wait --for=jsonpath={.status.phase}=Pending pod/lonely --timeout=10s", "condition met");

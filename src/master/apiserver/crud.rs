@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use super::auth::{User, node, rbac};
 use super::list::Filter;
 use super::negotiate::Form;
-use super::query::Query;
+use super::query::{FieldValidation, Query};
 use super::{content, respond, tables, versions};
-use crate::api::schema::Resource;
+use crate::api::schema::{Kind, Resource};
 use crate::api::status::{self, Cause, Status};
-use crate::api::{decode, meta, patch};
+use crate::api::{apply, decode, defaults, meta, patch};
+use crate::base::time::Timestamp;
 use crate::master::store::objects::{DeleteOptions, Deleted, Part, Propagation};
 use crate::master::store::{Object, Objects};
 use crate::wire::body::Body;
@@ -62,8 +63,16 @@ impl Call<'_> {
         if program.is_empty() { "unknown".into() } else { program }
     }
 
-    pub fn track(&self, _: Option<&Value>, _: &mut Value) {
-        self.manager();
+    /// Notes who set the fields that differ. What changes all the time and is forgotten at the end keeps no such notes.
+    pub fn track(&self, live: Option<&Value>, mut value: Value) -> Value {
+        if self.resource.stored_as().volatile {
+            return value;
+        }
+        let kind = self.resource.schema();
+        defaults::apply(kind, &mut value);
+        let manager = self.manager();
+        let writer = apply::Writer { manager: &manager, subresource: self.subresource };
+        apply::track_update(Some(kind), live, value, writer, Timestamp::now())
     }
 
     /// What stands between a user and an object beyond the right to the verb.
@@ -112,7 +121,7 @@ impl Call<'_> {
             metadata.remove("managedFields");
         }
         self.begin(&mut value);
-        self.track(None, &mut value);
+        let value = self.track(None, value);
         let object = self.objects.create(self.resource, self.namespace, versions::stored(self.resource, value), self.query.dry_run).await?;
         Ok(self.answer(201, &self.stored(&object)))
     }
@@ -167,13 +176,9 @@ impl Call<'_> {
         self.same_name(&mut desired)?;
         let replace = |live: &Value| {
             let live = versions::of(self.resource, live.clone());
-            let mut value = desired.clone();
+            let value = desired.clone();
             self.guard(&value, Some(&live))?;
-            if value["metadata"].get("managedFields").is_none() {
-                value["metadata"]["managedFields"] = live["metadata"]["managedFields"].clone();
-            }
-            self.track(Some(&live), &mut value);
-            Ok(versions::stored(self.resource, value))
+            Ok(versions::stored(self.resource, self.track(Some(&live), value)))
         };
         let updated = self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, replace).await;
         let object = match updated {
@@ -198,6 +203,9 @@ impl Call<'_> {
 
     pub async fn patch(&self, body: &[u8]) -> Result<Response<Body>, Status> {
         let media_type = content::media_type(self.headers);
+        if media_type == "application/apply-patch+yaml" {
+            return self.apply(body).await;
+        }
         let (change, duplicates) = decode::json(body).map_err(|error| Status::bad_request(format!("error decoding patch: {error:#}")))?;
         if change.as_array().is_some_and(|operations| operations.len() > PATCH_OPERATIONS_MAX) {
             return Err(Status::too_large(PATCH_OPERATIONS_MAX));
@@ -220,8 +228,7 @@ impl Call<'_> {
             let validation = self.query.field_validation;
             content::check(&mut value, duplicates.clone(), kind, validation, &mut warnings)?;
             self.finish_patch(&live, &mut value)?;
-            self.track(Some(&live), &mut value);
-            Ok(versions::stored(self.resource, value))
+            Ok(versions::stored(self.resource, self.track(Some(&live), value)))
         };
         let object = self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, change_live).await?;
         let mut response = self.answer(200, &self.stored(&object));
@@ -237,6 +244,62 @@ impl Call<'_> {
         }
         self.same_name(value)?;
         self.guard(value, Some(live))
+    }
+
+    /// Server-side apply, <https://kubernetes.io/docs/reference/using-api/server-side-apply/>; creates what is not there.
+    async fn apply(&self, body: &[u8]) -> Result<Response<Body>, Status> {
+        if self.query.field_manager.is_empty() {
+            return Err(Status::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+        }
+        let kind = self.resource.schema();
+        let (mut config, duplicates) =
+            decode::yaml(body).map_err(|error| Status::bad_request(format!("error decoding YAML: {error:#}")))?;
+        if !config.is_object() {
+            return Err(Status::bad_request("error decoding YAML: the body is no object"));
+        }
+        let mut warnings = Vec::new();
+        self.check_applied(&config, kind)?;
+        // Unknown fields of an applied configuration are an error whatever was asked for: nobody could own them.
+        content::check(&mut config, duplicates, kind, FieldValidation::Strict, &mut warnings)?;
+        self.same_name(&mut config)?;
+        let writer = apply::Writer { manager: &self.query.field_manager, subresource: self.subresource };
+        let merged = |live: Option<&Value>| {
+            let applied = apply::apply(Some(kind), live, &config, writer, self.query.force, Timestamp::now());
+            applied.map_err(apply::Refused::status)
+        };
+        let change_live = |live: &Value| {
+            let live = versions::of(self.resource, live.clone());
+            let mut value = merged(Some(&live))?;
+            self.finish_patch(&live, &mut value)?;
+            Ok(versions::stored(self.resource, value))
+        };
+        let updated = self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, change_live).await;
+        let (code, object) = match updated {
+            Err(missing) if missing.is_not_found() && self.subresource.is_empty() && meta::text(&config, "uid").is_empty() => {
+                let mut value = merged(None)?;
+                self.guard(&value, None)?;
+                self.begin(&mut value);
+                let value = versions::stored(self.resource, value);
+                (201, self.objects.create(self.resource, self.namespace, value, self.query.dry_run).await?)
+            }
+            other => (200, other?),
+        };
+        let mut response = self.answer(code, &self.stored(&object));
+        respond::warn(&mut response, &warnings);
+        Ok(response)
+    }
+
+    fn check_applied(&self, config: &Value, kind: Kind) -> Result<(), Status> {
+        for (field, expected) in [("apiVersion", kind.api_version()), ("kind", kind.name.to_owned())] {
+            match config[field].as_str().unwrap_or_default() {
+                "" => return Err(Status::bad_request(format!("invalid object type: {field} is missing"))),
+                given if given != expected => {
+                    return Err(Status::bad_request(format!("{field} {given} does not match the {expected} of the URL")));
+                }
+                _ => (),
+            }
+        }
+        Ok(())
     }
 
     pub async fn delete(&self, body: &[u8]) -> Result<Response<Body>, Status> {

@@ -70,8 +70,7 @@ async fn partial(call: &Call<'_>, verb: Verb, body: &[u8]) -> Result<Response<Bo
             }
             _ => resize(&mut value, &desired),
         }
-        call.track(Some(live), &mut value);
-        Ok(value)
+        Ok(call.track(Some(live), value))
     };
     let object = call.objects.update(call.resource, call.namespace, call.name, Part::Subresource, call.query.dry_run, change).await?;
     let mut response = call.answer(200, &call.stored(&object));
@@ -171,8 +170,7 @@ async fn scale(call: &Call<'_>, verb: Verb, body: &[u8]) -> Result<Response<Body
             }
         }
         value["spec"]["replicas"] = replicas.into();
-        call.track(Some(live), &mut value);
-        Ok(value)
+        Ok(call.track(Some(live), value))
     };
     // The replicas are part of the spec: this is a change like any other, and counts as a generation.
     let object = call.objects.update(call.resource, call.namespace, call.name, Part::Whole, call.query.dry_run, change).await?;

@@ -109,6 +109,25 @@ fn an_object_is_created_read_changed_and_deleted() {
 }
 
 #[test]
+fn what_is_applied_is_created_owned_and_defended() {
+    api(async |api| {
+        let send = async |manager: &str, value: &str| {
+            let apply = [("content-type", "application/apply-patch+yaml")];
+            let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"key": value}});
+            api.json("PATCH", &format!("{MAPS}/a?fieldManager={manager}"), &apply, config).await
+        };
+        assert_eq!(send("one", "1").await.0, 201);
+        let (code, conflict) = send("two", "2").await;
+        assert_eq!((code, &conflict["details"]["causes"][0]["field"]), (409, &json!(".data.key")));
+        let (code, same) = send("two", "1").await;
+        assert_eq!((code, same["metadata"]["managedFields"].as_array().unwrap().len()), (200, 2));
+        let (_, again) = send("two", "1").await;
+        assert_eq!(again["metadata"]["resourceVersion"], same["metadata"]["resourceVersion"]);
+        assert_eq!(send("", "1").await.0, 400);
+    });
+}
+
+#[test]
 fn lists_come_in_pages_of_one_snapshot() {
     api(async |api| {
         for name in ["a", "b", "c", "d", "e"] {
