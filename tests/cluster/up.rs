@@ -50,6 +50,49 @@ fn the_demonstration_runs_and_goes_also_after_parts_of_it_were_killed() {
 }
 
 #[test]
+fn what_else_is_in_the_kubeconfig_stays_as_it_was() {
+    let others = "\
+apiVersion: v1
+kind: Config
+clusters:
+- name: prod
+  cluster:
+    server: https://192.0.2.1:6443
+contexts:
+- name: prod
+  context:
+    cluster: prod
+    user: prod
+users:
+- name: prod
+  user:
+    token: secret
+current-context: prod
+preferences: {}
+";
+    let folder = std::env::temp_dir().join(format!("edgectl-others-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("config");
+    fs::write(&path, others).unwrap();
+    let lab = Lab::new("others");
+    let run = |verb: &str| {
+        let status = lab.edgectl(&[verb, "--name", &lab.name]).env("KUBECONFIG", &path).stdout(Stdio::null()).status().unwrap();
+        assert!(status.success(), "{verb}");
+        fs::read_to_string(&path).unwrap()
+    };
+    let during = run("up");
+    assert!(during.contains(&format!("current-context: {}", lab.context())) && during.contains("token: secret"), "{during}");
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&run("down")), sorted(others));
+    fs::remove_dir_all(folder).unwrap();
+    lab.assert_nothing_left();
+}
+
+#[test]
 fn two_clusters_do_not_meet() {
     let (one, other) = (Lab::new("one"), Lab::new("other"));
     one.up();

@@ -37,7 +37,17 @@ pub struct Record {
     pub api_port: u16,
     /// The files that hold the cluster's context.
     #[serde(default)]
-    pub kubeconfigs: Vec<PathBuf>,
+    pub kubeconfigs: Vec<Kubeconfig>,
+}
+
+/// A file that holds the cluster's context.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Kubeconfig {
+    pub path: PathBuf,
+    /// What was the current context before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_context: Option<String>,
 }
 
 /// The right to change a cluster; given back when dropped.

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use argh::{ArgsInfo, FromArgs};
 
 use super::super::Context;
-use super::cluster::{self, Cluster};
+use super::cluster::{self, Cluster, Kubeconfig};
 use super::{cgroup, preflight};
 use crate::client::kubeconfig;
 
@@ -39,9 +39,9 @@ pub async fn run(_: &Context, flags: Flags) -> Result<u8> {
     cgroup::destroy(&cluster)?;
     match cluster.record() {
         Ok(record) => {
-            for path in record.map(|record| record.kubeconfigs).unwrap_or_default() {
-                kubeconfig::remove(&path, &cluster.context())
-                    .with_context(|| format!("take context {} out of {}", cluster.context(), path.display()))?;
+            for known in record.map(|record| record.kubeconfigs).unwrap_or_default() {
+                let path = known.path.display();
+                take_out(&known, &cluster.context()).with_context(|| format!("take context {} out of {path}", cluster.context()))?;
             }
         }
         // Half a record cannot be: it is replaced whole. Whoever changed it must mend the kubeconfig, too.
@@ -50,4 +50,19 @@ pub async fn run(_: &Context, flags: Flags) -> Result<u8> {
     cluster.remove_files()?;
     say(&format!("Cluster {} is gone ({} ms)", cluster.name(), since.elapsed().as_millis()))?;
     Ok(0)
+}
+
+/// Removes the context. The one that was the current one before is it again, unless the user has chosen another since.
+fn take_out(known: &Kubeconfig, context: &str) -> Result<()> {
+    kubeconfig::remove(&known.path, context)?;
+    let Some(previous) = known.previous_context.as_deref().filter(|_| known.path.exists()) else { return Ok(()) };
+    let left = kubeconfig::load(known.path.to_str())?;
+    let is_there = left.entries("contexts").any(|(name, _)| name == previous);
+    if left.current_context().is_none() && is_there {
+        kubeconfig::edit(&known.path, |config| {
+            config.insert("current-context".into(), previous.into());
+            Ok(())
+        })?;
+    }
+    Ok(())
 }

@@ -102,8 +102,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     progress.done()?;
 
     progress.begin(&format!("context {} is the current one of {}", cluster.context(), kubeconfig.display()))?;
-    if !record.kubeconfigs.contains(&kubeconfig) {
-        record.kubeconfigs.push(kubeconfig.clone());
+    if !record.kubeconfigs.iter().any(|known| known.path == kubeconfig) {
+        record.kubeconfigs.push(cluster::Kubeconfig { path: kubeconfig.clone(), previous_context: current_context(&kubeconfig)? });
         cluster.write_record(&record)?;
     }
     merge_context(&kubeconfig, &cluster.context(), &target)?;
@@ -284,6 +284,14 @@ async fn wait<T>(cluster: &Cluster, node: &str, what: &str, deadline: Duration, 
             );
         }
         smol::Timer::after(POLL).await;
+    }
+}
+
+/// The current context of a kubeconfig, which need not exist.
+fn current_context(path: &Path) -> Result<Option<String>> {
+    match path.exists() {
+        true => Ok(kubeconfig::load(path.to_str())?.current_context().map(str::to_owned)),
+        false => Ok(None),
     }
 }
 
