@@ -173,23 +173,23 @@ pub async fn ls(cx: &Context, flags: LsFlags) -> Result<u8> {
 pub async fn rm(cx: &Context, flags: RmFlags) -> Result<u8> {
     let images = open(flags.root.as_deref())?;
     for name in at_least_one(&flags.names)? {
-        if let Err(error) = remove(cx, &images, name) {
+        if let Err(error) = remove(cx, &images, name).await {
             cx.fail(&error);
         }
     }
     Ok(0)
 }
 
-fn remove(cx: &Context, images: &Images, name: &str) -> Result<()> {
+async fn remove(cx: &Context, images: &Images, name: &str) -> Result<()> {
     match find(images, name)? {
         Found::ByName(image, reference) => {
             cx.println(&format!("untagged: {reference}"))?;
-            if images.remove_name(&image.id, &reference)? {
+            if images.remove_name(&image.id, &reference).await? {
                 cx.println(&format!("deleted: {}", image.id))?;
             }
         }
         Found::ById(image) => {
-            images.remove(&image.id)?;
+            images.remove(&image.id).await?;
             cx.println(&format!("deleted: {}", image.id))?;
         }
     }

@@ -422,7 +422,7 @@ impl Extensions {
 }
 
 fn pairs(numbers: &[u64]) -> Result<Vec<(u64, u64)>> {
-    if numbers.len() % 2 != 0 || numbers.len() / 2 > SEGMENTS_MAX {
+    if !numbers.len().is_multiple_of(2) || numbers.len() / 2 > SEGMENTS_MAX {
         bail!("the map of a sparse file is wrong");
     }
     Ok(numbers.chunks(2).map(|pair| (pair[0], pair[1])).collect())

@@ -42,13 +42,13 @@ pub fn build(store: &Store, build: &Build) -> Result<Image> {
     }
     let tar = BufReader::with_capacity(256 << 10, tar.chain(io::repeat(0).take(1024)));
     let partial = store.begin_unnamed()?;
-    let unpacked = tree::unpack(tar, partial.path())?;
-    if !store.has_layer(&unpacked.diff_id) {
-        store.publish(vec![(unpacked.diff_id, partial)])?;
+    let diff_id = tree::unpack(tar, partial.path())?;
+    if !store.has_layer(&diff_id) {
+        store.publish(vec![(diff_id, partial)])?;
     }
     // The files' time and not the clock's: the same files give the same image.
     let created = Timestamp::from_seconds(created).to_string();
-    let config = config_document(&build.config, &Platform::host(), &created, &unpacked.diff_id)?;
+    let config = config_document(&build.config, &Platform::host(), &created, &diff_id)?;
     store.record(&config, Some(&build.name), None)
 }
 

@@ -12,7 +12,7 @@ use smol::channel::{self, Sender};
 use super::digest::{Digest, Hasher};
 use super::document::Descriptor;
 use super::store::Partial;
-use super::tree::{self, Unpacked};
+use super::tree;
 
 /// Pieces as they come from the network that may wait for the decompressor. TLS records have 16 KiB.
 const CHUNKS_MAX: usize = 32;
@@ -28,7 +28,7 @@ pub struct Download {
     diff_id: Digest,
     /// Digest of all that came, if all came, and how decompressing went.
     decompressing: Task<(Option<Digest>, Result<()>)>,
-    unpacking: Task<Result<(Unpacked, Partial)>>,
+    unpacking: Task<Result<(Digest, Partial)>>,
 }
 
 enum Piece {
@@ -50,8 +50,8 @@ impl Download {
             (pieces.digest(), result)
         });
         let unpacking = smol::unblock(move || {
-            let unpacked = tree::unpack(Buffers { receiver: decompressed, buffer: Vec::new(), at: 0, ended: false }, partial.path())?;
-            Ok((unpacked, partial))
+            let found = tree::unpack(Buffers { receiver: decompressed, buffer: Vec::new(), at: 0, ended: false }, partial.path())?;
+            Ok((found, partial))
         });
         Self { sender, received: 0, expected: descriptor.digest, diff_id, decompressing, unpacking }
     }
@@ -83,9 +83,9 @@ impl Download {
             Err(error) if !error.is::<Stopped>() => return Err(error),
             _ => {}
         }
-        let (unpacked, partial) = unpacked?;
-        if unpacked.diff_id != self.diff_id {
-            bail!("uncompressed it has the digest {}, the image's configuration names {}", unpacked.diff_id, self.diff_id);
+        let (found, partial) = unpacked?;
+        if found != self.diff_id {
+            bail!("uncompressed it has the digest {}, the image's configuration names {}", found, self.diff_id);
         }
         Ok(partial)
     }

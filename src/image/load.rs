@@ -84,8 +84,8 @@ fn read(store: &Store, source: impl Read) -> Result<Contents> {
         } else if !has_layer_named(store, &path) && (is_compressed || entry.size % 512 == 0) {
             let partial = store.begin_unnamed()?;
             let plain = BufReader::with_capacity(BUFFER_BYTES, decompressor(content)?);
-            let unpacked = tree::unpack(plain, partial.path()).with_context(|| format!("layer {path:?}"))?;
-            contents.layers.insert(unpacked.diff_id, partial);
+            let diff_id = tree::unpack(plain, partial.path()).with_context(|| format!("layer {path:?}"))?;
+            contents.layers.insert(diff_id, partial);
         }
     }
     Ok(contents)

@@ -181,8 +181,9 @@ impl Images {
     ///
     /// # Errors
     /// If the store cannot be changed.
-    pub fn remove_name(&self, image: &Digest, name: &Reference) -> Result<bool> {
-        self.store.forget(image, Some(name))
+    pub async fn remove_name(&self, image: &Digest, name: &Reference) -> Result<bool> {
+        let (store, image, name) = (self.store.clone(), *image, name.clone());
+        smol::unblock(move || store.forget(&image, Some(&name))).await
     }
 
     /// Removes an image under all its names, and the layers that no other image has.
@@ -190,18 +191,8 @@ impl Images {
     ///
     /// # Errors
     /// If the store cannot be changed.
-    pub fn remove(&self, image: &Digest) -> Result<()> {
-        self.store.forget(image, None).map(drop)
-    }
-
-    /// Images not among `in_use`, the longest here first: what to remove when the disk fills up.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub fn unused(&self, in_use: &[Digest]) -> Result<Vec<Image>> {
-        let mut images = self.store.images()?;
-        images.retain(|image| !in_use.contains(&image.id));
-        images.sort_by_key(|image| image.pulled);
-        Ok(images)
+    pub async fn remove(&self, image: &Digest) -> Result<()> {
+        let (store, image) = (self.store.clone(), *image);
+        smol::unblock(move || store.forget(&image, None)).await.map(drop)
     }
 }

@@ -60,7 +60,8 @@ impl Downloads {
 
 /// See [`super::Images::pull`].
 pub async fn pull(store: &Store, downloads: &Rc<Downloads>, reference: &Reference, options: &PullOptions) -> Result<Image> {
-    let _kept = store.keep_layers()?;
+    let holder = store.clone();
+    let _kept = smol::unblock(move || holder.keep_layers()).await?;
     let mut refusals = Vec::new();
     let sources = options.registries.sources(reference).with_context(|| format!("pull {reference}"))?;
     for source in sources {
@@ -105,7 +106,8 @@ impl Pull<'_> {
             bail!("the image has {} layers, at most {LAYERS_MAX} are taken", diff_ids.len());
         }
         self.layers(manifest.layers.iter().zip(diff_ids)).await?;
-        self.store.record(&config, Some(self.reference), Some(self.reference.with_digest(&digest)))
+        let (store, name) = (self.store.clone(), self.reference.clone());
+        smol::unblock(move || store.record(&config, Some(&name), Some(name.with_digest(&digest)))).await
     }
 
     /// The manifest for the wanted platform, and the digest that stands for the name.

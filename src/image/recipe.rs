@@ -96,7 +96,7 @@ const WRITE: &str = "write the layer's recipe";
 pub fn write_tar(folder: &Path, displaced: &[Displaced], target: &mut dyn Write) -> Result<()> {
     let path = folder.join("recipe");
     let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    let mut frames = zstd::Decoder::new(BufReader::new(file)).and_then(|decoder| Ok(BufReader::new(decoder))).context(READ)?;
+    let mut frames = zstd::Decoder::new(BufReader::new(file)).map(BufReader::new).context(READ)?;
     let open = |name| openat(rustix::fs::CWD, folder.join(name), OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let tree = open("tree").with_context(|| format!("open {}/tree", folder.display()))?;
     let mut index = 0;

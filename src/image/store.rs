@@ -105,10 +105,6 @@ impl Store {
         Ok(store)
     }
 
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// The folder of a layer, whether or not it is there.
     pub fn layer(&self, diff_id: &Digest) -> PathBuf {
         self.root.join("layers").join(diff_id.hex())
@@ -270,20 +266,25 @@ impl Store {
 
     /// Removes layers and configurations that no image names. Does nothing while someone brings an image: whoever comes next does it.
     pub fn sweep_unreferenced(&self) -> Result<()> {
-        let Some(_alone) = self.try_lock("layers.lock")? else { return Ok(()) };
+        let Some(alone) = self.try_lock("layers.lock")? else { return Ok(()) };
         let index = self.read()?;
         let configs: BTreeSet<String> = index.images.keys().map(Digest::hex).collect();
         let layers: BTreeSet<String> = index.images.values().flat_map(|record| &record.layers).map(Digest::hex).collect();
+        let mut doomed = Vec::new();
         for name in names(&self.root.join("layers"))?.into_iter().filter(|name| !layers.contains(name)) {
             // Renamed first: a layer that is half removed must not be taken for a whole one after a crash.
-            let Some(doomed) = self.begin(&format!("removed-{name}"))? else { continue };
+            let Some(grave) = self.begin(&format!("removed-{name}"))? else { continue };
             let path = self.root.join("layers").join(&name);
-            fs::rename(&path, doomed.path()).with_context(|| format!("remove layer {}", path.display()))?;
+            fs::rename(&path, grave.path()).with_context(|| format!("remove layer {}", path.display()))?;
+            doomed.push(grave);
         }
         for name in names(&self.root.join("configs"))?.into_iter().filter(|name| !configs.contains(name)) {
             let path = self.root.join("configs").join(name);
             file::remove(&path).with_context(|| format!("remove {}", path.display()))?;
         }
+        // Removing many files takes a while, and nobody need wait for it.
+        drop(alone);
+        drop(doomed);
         Ok(())
     }
 

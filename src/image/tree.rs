@@ -33,19 +33,13 @@ const IMPLIED_MAX: usize = 4096;
 /// Folders kept open: neighbours in a tar mostly share one.
 const OPEN_MAX: usize = 16;
 
-/// What came of a layer.
-pub struct Unpacked {
-    /// Digest of the uncompressed tar.
-    pub diff_id: Digest,
-    pub record: LayerRecord,
-}
-
-/// Unpacks a plain tar into `tree` below `folder`, beside its recipe and record. The stream is read to its end.
+/// Unpacks a plain tar into `tree` below `folder`, beside its recipe and record, and answers its digest: the layer's diffID.
+/// The stream is read to its end.
 /// Nothing is synced: that is for the caller to do once for all layers.
 ///
 /// # Errors
 /// Names the entry at fault. An entry that leads out of the layer is one; the folder is then to be thrown away.
-pub fn unpack(source: impl BufRead, folder: &Path) -> Result<Unpacked> {
+pub fn unpack(source: impl BufRead, folder: &Path) -> Result<Digest> {
     let mut archive = Archive::new(Hashing::new(source), Some(recipe::Writer::create(&folder.join("recipe"))?));
     let mut tree = Tree::create(folder)?;
     while let Some(entry) = archive.next()? {
@@ -59,7 +53,7 @@ pub fn unpack(source: impl BufRead, folder: &Path) -> Result<Unpacked> {
     let path = folder.join("layer.json");
     let json = serde_json::to_vec(&record).context("write the layer's record")?;
     fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
-    Ok(Unpacked { diff_id, record })
+    Ok(diff_id)
 }
 
 /// Gives the implied folders of the layer unpacked in `tree` owner, mode and time of what lies below them: the topmost of `below` that
@@ -95,7 +89,7 @@ pub fn adopt(tree: &Path, implied: &BTreeSet<Vec<u8>>, below: &[PathBuf]) -> Res
 }
 
 fn mtime_of(stat: &Stat) -> Timestamps {
-    let time = Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as _ };
+    let time = Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ };
     Timestamps { last_access: time, last_modification: time }
 }
 
@@ -471,6 +465,10 @@ mod tests {
             self.0.join("layer")
         }
 
+        fn record(&self) -> LayerRecord {
+            serde_json::from_slice(&fs::read(self.layer().join("layer.json")).unwrap()).unwrap()
+        }
+
         fn at(&self, path: &str) -> PathBuf {
             self.0.join("layer/tree").join(path)
         }
@@ -520,10 +518,9 @@ mod tests {
     fn unpacked(entries: Entries) -> Scratch {
         let scratch = Scratch::new();
         let tar = tar_of(entries);
-        let unpacked = unpack(tar.as_slice(), &scratch.layer()).unwrap();
-        assert_eq!(unpacked.diff_id, Digest::of(&tar));
+        assert_eq!(unpack(tar.as_slice(), &scratch.layer()).unwrap(), Digest::of(&tar));
         let mut again = Vec::new();
-        recipe::write_tar(&scratch.layer(), &unpacked.record.displaced, &mut again).unwrap();
+        recipe::write_tar(&scratch.layer(), &scratch.record().displaced, &mut again).unwrap();
         assert!(again == tar, "the recipe makes another tar");
         scratch
     }
@@ -541,7 +538,7 @@ mod tests {
     fn names_that_lead_out_are_refused_and_leave_nothing_outside() {
         let check = |entries: Entries, expected: &str| {
             let scratch = Scratch::new();
-            let error = format!("{:#}", unpack(tar_of(entries).as_slice(), &scratch.layer()).err().expect(expected));
+            let error = format!("{:#}", unpack(tar_of(entries).as_slice(), &scratch.layer()).expect_err(expected));
             assert!(error.contains(expected), "{error}");
             assert!(!scratch.0.join("evil").exists() && !scratch.layer().join("evil").exists());
             assert!(!Path::new("/tmp/edgectl-evil").exists());
@@ -652,7 +649,8 @@ mod tests {
             (FOLDER, "own", ""),
         ]);
         let scratch = Scratch::new();
-        let record = unpack(tar.as_slice(), &scratch.layer()).unwrap().record;
+        unpack(tar.as_slice(), &scratch.layer()).unwrap();
+        let record = scratch.record();
         assert_eq!(record.implied, BTreeSet::from([b"d".to_vec(), b"d/e".to_vec(), b"file".to_vec()]));
         for _ in 0..2 {
             adopt(&scratch.at(""), &record.implied, &[middle.at(""), lowest.at("")]).unwrap();
@@ -717,7 +715,7 @@ mod tests {
             assert!(Command::new("sh").args(["-c", &script]).args([&source, &tar]).status().unwrap().success());
             fs::create_dir_all(scratch.layer()).unwrap();
             let bytes = fs::read(&tar).unwrap();
-            let unpacked = unpack(bytes.as_slice(), &scratch.layer()).unwrap();
+            unpack(bytes.as_slice(), &scratch.layer()).unwrap();
             let (expected, found) = (picture(&source), picture(&scratch.at("")));
             let whole_seconds = |text: &str| text.replace(".5000000000", ".0000000000");
             if format.starts_with("p") {
@@ -730,7 +728,7 @@ mod tests {
             let sparse = fs::metadata(scratch.at("sparse")).unwrap();
             assert!(sparse.blocks() * 512 < 1 << 20, "{format}: the holes are filled");
             let mut again = Vec::new();
-            recipe::write_tar(&scratch.layer(), &unpacked.record.displaced, &mut again).unwrap();
+            recipe::write_tar(&scratch.layer(), &scratch.record().displaced, &mut again).unwrap();
             assert!(again == bytes, "{format}: the recipe makes another tar");
             fs::remove_dir_all(scratch.layer()).unwrap();
         }

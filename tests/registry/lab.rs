@@ -289,7 +289,7 @@ impl Proxy {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let log = asked.clone();
         let passed = Arc::new(AtomicU64::new(0));
-        let at_limit: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>> = Arc::new(Mutex::new(Some(Box::new(at_limit))));
+        let at_limit = Arc::new(Mutex::new(Some(at_limit)));
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 // A registry that is dead cannot be connected to: the client sees a closed connection.
@@ -299,10 +299,10 @@ impl Proxy {
                 let (passed, at_limit) = (passed.clone(), at_limit.clone());
                 std::thread::spawn(move || {
                     relay(server, client, |bytes| {
-                        if passed.fetch_add(bytes.len() as u64, Ordering::SeqCst) + bytes.len() as u64 >= limit {
-                            if let Some(action) = at_limit.lock().unwrap().take() {
-                                action();
-                            }
+                        if passed.fetch_add(bytes.len() as u64, Ordering::SeqCst) + bytes.len() as u64 >= limit
+                            && let Some(action) = at_limit.lock().unwrap().take()
+                        {
+                            action();
                         }
                     })
                 });
