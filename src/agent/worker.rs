@@ -529,7 +529,7 @@ impl Worker {
         self.stop_signals.insert(name.clone(), stop_signal(&image.config.stop_signal));
         if let Some(record) = self.record.containers.get_mut(name) {
             record.image = container.image.clone();
-            record.image_id = image.id.to_string();
+            record.image_id = Reference::parse(&container.image).map_or_else(|_| image.id.to_string(), |name| image.image_id(&name));
         }
         self.record.running(name, id, Timestamp::now());
         self.node.recorder.pod(pod, Some(name), Severity::Normal, "Started", format!("Container started: {name}"));
