@@ -99,6 +99,13 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
+/// A pod template by itself, as `rollout history --revision` shows one.
+pub fn template(template: &Value) -> String {
+    let mut page = page::Page::new();
+    pod::template(&mut page, template);
+    page.finish()
+}
+
 fn found(pick: &Pick, object: Value) -> Found {
     let text = |key: &str| plain(&object["metadata"][key]);
     Found { resource: pick.resource().clone(), namespace: text("namespace"), name: text("name"), object, document: None }

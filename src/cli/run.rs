@@ -1,0 +1,342 @@
+//! `run` and `expose`: a pod from an image, a Service from what there is already.
+
+use anyhow::{Result, anyhow, bail};
+use argh::{ArgsInfo, FromArgs};
+use serde_json::{Map, Value, json};
+
+use super::Context;
+use super::create::{Shown, send};
+use super::generate::deployment_object;
+use super::manifest::Sources;
+use super::output::{DryRun, Form};
+use super::select::{self, Wanted};
+use crate::client::{Query, Resource, refusal};
+
+pub const RUN_EXAMPLES: &str = "edgectl run web --image=nginx --port=80
+edgectl run once --image=busybox --restart=Never -- echo hello
+# A Deployment, as run made one in former times
+edgectl run web --image=nginx --replicas=2";
+
+/// create and run an image in a pod
+#[derive(FromArgs, ArgsInfo)]
+pub struct RunFlags {
+    #[argh(positional)]
+    words: Vec<String>,
+    /// the image
+    #[argh(option)]
+    image: Option<String>,
+    /// when to pull it: Always, IfNotPresent or Never
+    #[argh(option)]
+    image_pull_policy: Option<String>,
+    /// the port that the container serves
+    #[argh(option)]
+    port: Option<i64>,
+    /// NAME=VALUE; may be repeated
+    #[argh(option)]
+    env: Vec<String>,
+    /// labels, as a=b,c=d
+    #[argh(option, short = 'l')]
+    labels: Option<String>,
+    /// annotations, as a=b; may be repeated
+    #[argh(option)]
+    annotations: Vec<String>,
+    /// the words behind -- are the command, not its arguments
+    #[argh(switch)]
+    command: bool,
+    /// what to do when the container ends: Always, OnFailure or Never
+    #[argh(option, default = "\"Always\".to_owned()")]
+    restart: String,
+    /// make a Service for it too
+    #[argh(switch)]
+    expose: bool,
+    /// give the container root's rights on the node
+    #[argh(switch)]
+    privileged: bool,
+    /// make a Deployment of so many pods instead
+    #[argh(option)]
+    replicas: Option<i64>,
+    /// what to make, as deployment/apps.v1; a pod if not given
+    #[argh(option)]
+    generator: Option<String>,
+    /// keep standard input open
+    #[argh(switch, short = 'i')]
+    stdin: bool,
+    /// give the container a terminal
+    #[argh(switch, short = 't')]
+    tty: bool,
+    /// attach to the container
+    #[argh(switch)]
+    attach: bool,
+    /// delete the pod when it has ended
+    #[argh(switch)]
+    rm: bool,
+    /// only show what would be created
+    #[argh(option, arg_name = "client|server|none")]
+    dry_run: Option<String>,
+    /// output format
+    #[argh(option, short = 'o', arg_name = "format")]
+    output: Option<String>,
+    /// print the name only
+    #[argh(switch, short = 'q')]
+    quiet: bool,
+    /// name that owns the fields
+    #[argh(option, default = "\"kubectl-run\".to_owned()")]
+    field_manager: String,
+}
+
+pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
+    let Some((name, command)) = flags.words.split_first() else { bail!("NAME is required for run\nSee 'edgectl run -h' for help and examples") };
+    let Some(image) = flags.image.as_deref().filter(|image| !image.is_empty()) else { bail!("required flag(s) \"image\" not set") };
+    if flags.attach || flags.stdin || flags.rm {
+        bail!("attaching to a container (-i, --attach, --rm) is not available; run the pod without it and read its logs");
+    }
+    if flags.expose && flags.port.is_none() {
+        bail!("--port must be set when exposing a service");
+    }
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    let deployment = flags.replicas.is_some() || flags.generator.as_deref().is_some_and(|generator| generator.starts_with("deployment"));
+    let mut object = if deployment {
+        let mut object = deployment_object(name, &[image], flags.replicas.unwrap_or(1), flags.port.unwrap_or(-1), &[]);
+        object["spec"]["template"]["spec"]["containers"][0]["name"] = name.as_str().into();
+        finish(&mut object["spec"]["template"]["spec"]["containers"][0], &flags, command)?;
+        object
+    } else {
+        pod(name, image, &flags, command)?
+    };
+    if let Some(labels) = &flags.labels {
+        let labels = pairs(labels)?;
+        object["metadata"]["labels"] = json!(labels);
+        if deployment {
+            object["spec"]["selector"]["matchLabels"] = json!(labels);
+            object["spec"]["template"]["metadata"]["labels"] = json!(labels);
+        }
+    }
+    for annotation in &flags.annotations {
+        for (key, value) in pairs(annotation)? {
+            object["metadata"]["annotations"][key] = value;
+        }
+    }
+    let mut made = vec![object];
+    if flags.expose {
+        let port = flags.port.unwrap_or_default();
+        made.push(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+            "spec": {"selector": made[0]["metadata"]["labels"], "ports": [{"port": port, "protocol": "TCP", "targetPort": port}]},
+            "status": {"loadBalancer": {}}}));
+        made.rotate_left(1);
+    }
+    let namespace = cx.namespace()?;
+    let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
+    let mut shown = Shown::new(cx, &form, false);
+    for mut object in made {
+        if let Some(asked) = cx.namespace_flag() {
+            object["metadata"]["namespace"] = asked.into();
+        }
+        let resource = super::known(&object["kind"].as_str().unwrap_or_default().to_lowercase()).ok_or_else(|| anyhow!("no such resource"))?;
+        let object = send(cx, &resource, &namespace, &object, &query, dry_run).await?;
+        shown.object(&resource, object, "created", dry_run)?;
+    }
+    shown.end()?;
+    Ok(0)
+}
+
+fn pod(name: &str, image: &str, flags: &RunFlags, command: &[String]) -> Result<Value> {
+    if !matches!(flags.restart.as_str(), "Always" | "OnFailure" | "Never") {
+        bail!("invalid restart policy: {}", flags.restart);
+    }
+    let mut container = json!({"name": name, "image": image, "resources": {}});
+    if let Some(port) = flags.port {
+        container["ports"] = json!([{"containerPort": port}]);
+    }
+    finish(&mut container, flags, command)?;
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"run": name}},
+        "spec": {"containers": [container], "dnsPolicy": "ClusterFirst", "restartPolicy": flags.restart},
+        "status": {},
+    }))
+}
+
+fn finish(container: &mut Value, flags: &RunFlags, command: &[String]) -> Result<()> {
+    if !command.is_empty() {
+        container[if flags.command { "command" } else { "args" }] = json!(command);
+    }
+    if let Some(policy) = &flags.image_pull_policy {
+        container["imagePullPolicy"] = policy.as_str().into();
+    }
+    let mut variables = vec![];
+    for variable in &flags.env {
+        let (name, value) = variable.split_once('=').ok_or_else(|| anyhow!("invalid env: {variable}"))?;
+        variables.push(json!({"name": name, "value": value}));
+    }
+    if !variables.is_empty() {
+        container["env"] = json!(variables);
+    }
+    if flags.privileged {
+        container["securityContext"] = json!({"privileged": true});
+    }
+    if flags.tty {
+        container["tty"] = true.into();
+    }
+    Ok(())
+}
+
+fn pairs(text: &str) -> Result<Map<String, Value>> {
+    let mut map = Map::new();
+    for pair in text.split(',').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').ok_or_else(|| anyhow!("unexpected label spec: {pair}, expected KEY=VALUE"))?;
+        map.insert(key.to_owned(), value.into());
+    }
+    Ok(map)
+}
+
+pub const EXPOSE_EXAMPLES: &str = "edgectl expose deployment web --port=80 --target-port=8080
+edgectl expose deployment/web --type=NodePort --port 8080";
+
+/// make a Service for a pod, a workload or another Service
+#[derive(FromArgs, ArgsInfo)]
+pub struct ExposeFlags {
+    #[argh(positional)]
+    names: Vec<String>,
+    /// name of the Service; that of the object if not given
+    #[argh(option)]
+    name: Option<String>,
+    /// port of the Service; those of the containers if not given
+    #[argh(option)]
+    port: Option<String>,
+    /// port of the pods, a number or a name; the Service's if not given
+    #[argh(option)]
+    target_port: Option<String>,
+    /// protocol: TCP, UDP or SCTP
+    #[argh(option)]
+    protocol: Option<String>,
+    /// kind of Service: ClusterIP, NodePort, LoadBalancer or ExternalName
+    #[argh(option)]
+    r#type: Option<String>,
+    /// label selector of the pods; the object's own if not given
+    #[argh(option)]
+    selector: Option<String>,
+    /// labels of the Service
+    #[argh(option, short = 'l')]
+    labels: Option<String>,
+    /// the Service's address; None makes a headless one
+    #[argh(option)]
+    cluster_ip: Option<String>,
+    /// an address from outside that leads to it too
+    #[argh(option)]
+    external_ip: Option<String>,
+    /// name that an ExternalName Service stands for
+    #[argh(option)]
+    external_name: Option<String>,
+    /// ClientIP keeps a client at one pod
+    #[argh(option)]
+    session_affinity: Option<String>,
+    /// file, folder or address with the object
+    #[argh(option, short = 'f')]
+    filename: Vec<String>,
+    /// only show what would be created
+    #[argh(option, arg_name = "client|server|none")]
+    dry_run: Option<String>,
+    /// output format
+    #[argh(option, short = 'o', arg_name = "format")]
+    output: Option<String>,
+    /// name that owns the fields
+    #[argh(option, default = "\"kubectl-expose\".to_owned()")]
+    field_manager: String,
+}
+
+pub async fn expose(cx: &Context, flags: ExposeFlags) -> Result<u8> {
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    let sources = Sources { filenames: &flags.filename, ..Sources::default() };
+    let found = select::objects(cx, &Wanted { names: &flags.names, sources, ..Wanted::default() }).await?;
+    let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
+    let resource: Resource = super::known("services").ok_or_else(|| anyhow!("no services"))?;
+    let mut shown = Shown::new(cx, &form, false);
+    for found in found {
+        let object = service(&found.object, &flags)?;
+        match send(cx, &resource, &found.namespace, &object, &query, dry_run).await {
+            Ok(object) => shown.object(&resource, object, "exposed", dry_run)?,
+            Err(error) if refusal(&error).is_some() => cx.fail(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    shown.end()?;
+    Ok(0)
+}
+
+/// The Service for an object.
+fn service(object: &Value, flags: &ExposeFlags) -> Result<Value> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let own = match kind {
+        "Pod" => &object["metadata"]["labels"],
+        "Service" | "ReplicationController" => &object["spec"]["selector"],
+        "Deployment" | "ReplicaSet" => &object["spec"]["selector"]["matchLabels"],
+        other => bail!("cannot expose a {other}"),
+    };
+    let selector = match &flags.selector {
+        Some(selector) => pairs(selector)?,
+        None => own.as_object().cloned().unwrap_or_default(),
+    };
+    if selector.is_empty() {
+        bail!("couldn't retrieve selectors via --selector flag or introspection: the object has no labels to select by");
+    }
+    let name = flags.name.clone().unwrap_or_else(|| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+    let protocol = flags.protocol.as_deref().unwrap_or("TCP");
+    let target = |port: &str| {
+        let target = flags.target_port.as_deref().unwrap_or(port);
+        target.parse::<i64>().map_or_else(|_| Value::from(target), Value::from)
+    };
+    let mut asked: Vec<(String, String)> = vec![];
+    match &flags.port {
+        Some(ports) => asked.extend(ports.split(',').map(|port| (port.to_owned(), protocol.to_owned()))),
+        None => {
+            let spec = match kind {
+                "Pod" => &object["spec"],
+                _ => &object["spec"]["template"]["spec"],
+            };
+            let of_containers = spec["containers"].as_array().into_iter().flatten().flat_map(|container| container["ports"].as_array().into_iter().flatten());
+            let of_service = object["spec"]["ports"].as_array().into_iter().flatten();
+            for (port, field) in of_containers.map(|port| (port, "containerPort")).chain(of_service.map(|port| (port, "port"))) {
+                let known = port["protocol"].as_str().unwrap_or("TCP");
+                asked.push((port[field].to_string(), flags.protocol.clone().unwrap_or_else(|| known.to_owned())));
+            }
+        }
+    }
+    if asked.is_empty() && flags.cluster_ip.as_deref() != Some("None") {
+        bail!("couldn't find port via --port flag or introspection\nSee 'edgectl expose -h' for help and examples");
+    }
+    let several = asked.len() > 1;
+    let mut ports = vec![];
+    for (index, (port, protocol)) in asked.iter().enumerate() {
+        let number: u16 = port.parse().map_err(|_| anyhow!("invalid port {port:?}"))?;
+        let mut entry = json!({"port": number, "protocol": protocol, "targetPort": target(port)});
+        if several {
+            entry["name"] = format!("port-{}", index + 1).into();
+        }
+        ports.push(entry);
+    }
+    let mut spec = json!({"selector": selector});
+    if !ports.is_empty() {
+        spec["ports"] = json!(ports);
+    }
+    for (field, value) in [("type", &flags.r#type), ("clusterIP", &flags.cluster_ip), ("externalName", &flags.external_name), ("sessionAffinity", &flags.session_affinity)] {
+        if let Some(value) = value {
+            spec[field] = value.as_str().into();
+        }
+    }
+    if let Some(address) = &flags.external_ip {
+        spec["externalIPs"] = json!([address]);
+    }
+    let mut metadata = json!({"name": name});
+    let labels = match &flags.labels {
+        Some(labels) => json!(pairs(labels)?),
+        None => object["metadata"]["labels"].clone(),
+    };
+    if labels.as_object().is_some_and(|labels| !labels.is_empty()) {
+        metadata["labels"] = labels;
+    }
+    Ok(json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec, "status": {"loadBalancer": {}}}))
+}
