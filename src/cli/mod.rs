@@ -3,22 +3,32 @@
 
 mod apply;
 mod args;
+mod change;
 mod create;
 mod delete;
 mod describe;
+mod edit;
 mod errors;
+mod events;
 mod follow;
 mod generate;
 mod get;
 mod image;
 mod jsonpath;
+mod labels;
+mod logs;
 mod manifest;
+mod nodes;
 mod output;
+mod rollout;
+mod run;
 mod select;
+mod set;
 mod table;
 mod tabwriter;
 mod three_way;
 pub mod up;
+mod wait;
 mod yaml;
 
 use std::cell::{Cell, OnceCell};
@@ -98,7 +108,39 @@ const GROUPS: &[(&str, &[Verb])] = &[
             verb!("create token", "Request a service account token", "create token SERVICE_ACCOUNT_NAME", "", generate::Token, generate::token),
             verb!("apply", "Apply a configuration to a resource by file name or stdin", "apply (-f FILENAME | -k DIRECTORY) [flags]", apply::EXAMPLES, apply::Flags, apply::run),
             verb!("replace", "Replace a resource by file name or stdin", "replace -f FILENAME [flags]", create::REPLACE_EXAMPLES, create::ReplaceFlags, create::replace),
+            verb!("run", "Run a particular image on the cluster", "run NAME --image=image [--env=\"key=value\"] [--port=port] -- [COMMAND] [args...]", run::RUN_EXAMPLES, run::RunFlags, run::run),
+            verb!("expose", "Take a pod or a workload and expose it as a new service", "expose (-f FILENAME | TYPE NAME) [--port=port] [--target-port=number-or-name]", run::EXPOSE_EXAMPLES, run::ExposeFlags, run::expose),
+            verb!("edit", "Edit a resource on the server", "edit (TYPE/NAME | -f FILENAME) [flags]", edit::EXAMPLES, edit::Flags, edit::run),
+            verb!("patch", "Update fields of a resource", "patch (-f FILENAME | TYPE NAME) [-p PATCH|--patch-file FILE] [flags]", change::PATCH_EXAMPLES, change::PatchFlags, change::patch),
             verb!("delete", "Delete resources by file names, stdin, resources and names, or by resources and label selector", "delete ([-f FILENAME] | TYPE [(NAME | -l label | --all)]) [flags]", delete::EXAMPLES, delete::Flags, delete::run),
+        ],
+    ),
+    (
+        "Deploy Commands",
+        &[
+            verb!("set image", "Update the image of a pod template", "set image (-f FILENAME | TYPE NAME) CONTAINER_NAME_1=CONTAINER_IMAGE_1 ...", set::IMAGE_EXAMPLES, set::Flags, set::image),
+            verb!("set env", "Update environment variables on a pod template", "set env RESOURCE/NAME KEY_1=VAL_1 ... KEY_N-", set::ENV_EXAMPLES, set::Flags, set::env),
+            verb!("set resources", "Update resource requests/limits on objects with pod templates", "set resources (-f FILENAME | TYPE NAME) ([--limits=LIMITS & --requests=REQUESTS]", set::RESOURCES_EXAMPLES, set::Flags, set::resources),
+            verb!("rollout status", "Show the status of the rollout", "rollout status (TYPE NAME | TYPE/NAME) [flags]", rollout::STATUS_EXAMPLES, rollout::Flags, rollout::status),
+            verb!("rollout history", "View rollout history", "rollout history (TYPE NAME | TYPE/NAME) [flags]", rollout::HISTORY_EXAMPLES, rollout::Flags, rollout::history),
+            verb!("rollout undo", "Undo a previous rollout", "rollout undo (TYPE NAME | TYPE/NAME) [flags]", rollout::UNDO_EXAMPLES, rollout::Flags, rollout::undo),
+            verb!("rollout restart", "Restart a resource", "rollout restart (TYPE NAME | TYPE/NAME) [flags]", "", rollout::Flags, rollout::restart),
+            verb!("rollout pause", "Mark the provided resource as paused", "rollout pause (TYPE NAME | TYPE/NAME) [flags]", "", rollout::Flags, rollout::pause),
+            verb!("rollout resume", "Resume a paused resource", "rollout resume (TYPE NAME | TYPE/NAME) [flags]", "", rollout::Flags, rollout::resume),
+            verb!("scale", "Set a new size for a deployment, replica set, or replication controller", "scale --replicas=COUNT (-f FILENAME | TYPE NAME) [flags]", change::SCALE_EXAMPLES, change::ScaleFlags, change::scale),
+            verb!("label", "Update the labels on a resource", "label [--overwrite] (-f FILENAME | TYPE NAME) KEY_1=VAL_1 ... KEY_N=VAL_N [flags]", labels::LABEL_EXAMPLES, labels::Flags, labels::label),
+            verb!("annotate", "Update the annotations on a resource", "annotate [--overwrite] (-f FILENAME | TYPE NAME) KEY_1=VAL_1 ... KEY_N=VAL_N [flags]", labels::ANNOTATE_EXAMPLES, labels::Flags, labels::annotate),
+        ],
+    ),
+    (
+        "Troubleshooting and Nodes",
+        &[
+            verb!("logs", "Print the logs for a container in a pod", "logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER] [flags]", logs::EXAMPLES, logs::Flags, logs::run),
+            verb!("events", "List events", "events [--for TYPE/NAME] [--watch] [--types=Normal,Warning]", events::EXAMPLES, events::Flags, events::run),
+            verb!("wait", "Wait for a specific condition on one or many resources", "wait ([-f FILENAME] | resource.group/resource.name | resource.group [(-l label | --all)]) --for=create|delete|condition=|jsonpath=", wait::EXAMPLES, wait::Flags, wait::run),
+            verb!("cordon", "Mark node as unschedulable", "cordon NODE", nodes::CORDON_EXAMPLES, nodes::CordonFlags, nodes::cordon),
+            verb!("uncordon", "Mark node as schedulable", "uncordon NODE", nodes::UNCORDON_EXAMPLES, nodes::CordonFlags, nodes::uncordon),
+            verb!("taint", "Update the taints on one or more nodes", "taint NODE NAME KEY_1=VAL_1:TAINT_EFFECT_1 ... KEY_N=VAL_N:TAINT_EFFECT_N", nodes::TAINT_EXAMPLES, nodes::TaintFlags, nodes::taint),
         ],
     ),
     (
@@ -220,6 +262,11 @@ impl Context {
         self.show_warnings();
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| anyhow!(error).context("write to standard output"))
+    }
+
+    pub fn print_bytes(&self, bytes: &[u8]) -> Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| anyhow!(error).context("write to standard output"))
     }
 
     pub fn println(&self, text: &str) -> Result<()> {

@@ -230,7 +230,7 @@ pub struct ExposeFlags {
     /// name that an ExternalName Service stands for
     #[argh(option)]
     external_name: Option<String>,
-    /// ClientIP keeps a client at one pod
+    /// whether a client stays at one pod: ClientIP or None
     #[argh(option)]
     session_affinity: Option<String>,
     /// file, folder or address with the object
