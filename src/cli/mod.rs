@@ -3,13 +3,18 @@
 
 mod apply;
 mod args;
+mod auth;
 mod change;
+mod cluster;
+mod completion;
+mod config;
 mod create;
 mod delete;
 mod describe;
 mod edit;
 mod errors;
 mod events;
+mod explain;
 mod follow;
 mod generate;
 mod get;
@@ -144,6 +149,30 @@ const GROUPS: &[(&str, &[Verb])] = &[
         ],
     ),
     (
+        "Cluster and Settings",
+        &[
+            verb!("version", "Print the client and server version information", "version [flags]", "", cluster::VersionFlags, cluster::version),
+            verb!("cluster-info", "Display cluster information", "cluster-info", "", cluster::InfoFlags, cluster::info),
+            verb!("cluster-info dump", "Dump information for debugging and diagnosis", "cluster-info dump [flags]", "", cluster::DumpFlags, cluster::dump),
+            verb!("api-resources", "Print the supported API resources on the server", "api-resources [flags]", "", cluster::ResourcesFlags, cluster::resources),
+            verb!("api-versions", "Print the supported API versions on the server, in the form of \"group/version\"", "api-versions", "", cluster::VersionsFlags, cluster::versions),
+            verb!("explain", "Get documentation for a resource", "explain TYPE [--recursive=FALSE|TRUE] [--api-version=api-version-group]", explain::EXAMPLES, explain::Flags, explain::run),
+            verb!("auth can-i", "Check whether an action is allowed", "auth can-i VERB [TYPE | TYPE/NAME | NONRESOURCEURL]", auth::CAN_I_EXAMPLES, auth::CanIFlags, auth::can_i),
+            verb!("auth whoami", "Show the attributes of the user the server takes you for", "auth whoami", "", auth::WhoamiFlags, auth::whoami),
+            verb!("config view", "Display merged kubeconfig settings or a specified kubeconfig file", "config view [flags]", "", config::Flags, config::view),
+            verb!("config get-contexts", "Describe one or many contexts", "config get-contexts [(-o|--output=)name)]", "", config::Flags, config::get_contexts),
+            verb!("config current-context", "Display the current-context", "config current-context", "", config::Flags, config::current_context),
+            verb!("config use-context", "Set the current-context in a kubeconfig file", "config use-context CONTEXT_NAME", "", config::Flags, config::use_context),
+            verb!("config set-context", "Set a context entry in kubeconfig", "config set-context [NAME | --current] [--cluster=name] [--user=name] [--namespace=namespace]", "", config::Flags, config::set_context),
+            verb!("config rename-context", "Rename a context from the kubeconfig file", "config rename-context CONTEXT_NAME NEW_NAME", "", config::Flags, config::rename_context),
+            verb!("config delete-context", "Delete the specified context from the kubeconfig", "config delete-context NAME", "", config::Flags, config::delete_context),
+            verb!("config get-clusters", "Display clusters defined in the kubeconfig", "config get-clusters", "", config::Flags, config::get_clusters),
+            verb!("config get-users", "Display users defined in the kubeconfig", "config get-users", "", config::Flags, config::get_users),
+            verb!("completion", "Output shell completion code for bash", "completion SHELL", completion::EXAMPLES, completion::Flags, completion::run),
+            verb!("__complete", "What could stand at the end of a command line", "__complete -- WORDS", "", completion::CompleteFlags, completion::complete),
+        ],
+    ),
+    (
         "A Cluster on This Machine",
         &[
             verb!("up", "Start a cluster to try things on", "up [--name NAME] [flags]", up::EXAMPLES, up::Flags, up::run),
@@ -234,6 +263,11 @@ impl Context {
         };
         let client = Client::new(&target, manner)?;
         Ok(self.client.get_or_init(|| client))
+    }
+
+    /// The server's address, as the kubeconfig or the flag has it.
+    pub fn server(&self) -> Result<String> {
+        Ok(self.kubeconfig()?.target(&self.overrides())?.server)
     }
 
     pub fn resolver(&self) -> Result<&Resolver> {
@@ -419,7 +453,7 @@ fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");
     for (title, verbs) in GROUPS {
         text += &format!("\n{title}:\n");
-        for verb in verbs.iter().filter(|verb| !verb.name.contains(' ') || !has_parent(verb.name)) {
+        for verb in verbs.iter().filter(|verb| !verb.name.starts_with("__") && (!verb.name.contains(' ') || !has_parent(verb.name))) {
             text += &format!("  {:<16} {}\n", verb.name, verb.about);
         }
     }
