@@ -98,7 +98,50 @@ impl Lab {
         self.processes().into_iter().find(is_init).expect("the node runs")
     }
 
-    fn log(&self) -> String {
+    /// The node's folder, as `--root` wants it.
+    pub fn root(&self) -> PathBuf {
+        Path::new("/var/lib/edgectl/clusters").join(&self.name).join(self.node())
+    }
+
+    /// A file of the test's own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Takes the cluster away and shows that nothing of it is left.
+    pub fn end(self) {
+        self.down();
+        self.assert_nothing_left();
+    }
+
+    /// The process of the node's `master` or `agent`.
+    pub fn find_daemon(&self, role: &str) -> Option<i32> {
+        self.processes().into_iter().find(|pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
+        })
+    }
+
+    pub fn daemon(&self, role: &str) -> i32 {
+        self.find_daemon(role).unwrap_or_else(|| panic!("no {role} runs: {}", self.log()))
+    }
+
+    pub fn kill(&self, pid: i32) {
+        assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    }
+
+    pub fn freeze(&self, pid: i32) {
+        assert!(Command::new("kill").args(["-STOP", &pid.to_string()]).status().unwrap().success());
+    }
+
+    /// Makes an empty file in the root of a container, by its id.
+    pub fn touch_in_container(&self, id: &str, name: &str) {
+        let is_inside = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(id));
+        let pid = self.processes().into_iter().find(is_inside).expect("the container runs");
+        fs::write(format!("/proc/{pid}/root/{name}"), "").unwrap();
+    }
+
+    pub fn log(&self) -> String {
         fs::read_to_string(format!("/run/edgectl/clusters/{}/{}.log", self.name, self.node())).unwrap_or_default()
     }
 
