@@ -420,8 +420,10 @@ async fn wait_for(path: &Path) -> anyhow::Result<()> {
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
     inotify.add_watch(folder, AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CREATE)?;
     let inotify = smol::Async::new_nonblocking(inotify)?;
-    while !path.exists() {
+    if !path.exists() {
         log::info!("waiting for {}", path.display());
+    }
+    while !path.exists() {
         inotify.readable().await?;
         // What changed does not matter, only that it did.
         let _ = inotify.get_ref().read_events();
