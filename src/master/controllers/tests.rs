@@ -316,8 +316,8 @@ fn rolling_updates_keep_to_their_fence_posts_with_real_pods() {
         let mut random = Random(seed * 0x9e37_79b9);
         let desired = 1 + random.below(6) as i64;
         let (surge, unavailable) = (random.below(4) as i64, random.below(3) as i64);
-        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
         let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
+        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}});
         smol::block_on(async {
             let mut world = World::new();
             world.create("deployments", deployment(desired, "v1", strategy)).await;

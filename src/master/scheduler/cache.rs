@@ -1,13 +1,15 @@
 //! What each node offers and what is taken from it, kept up to date change by change, so that no decision reads all pods.
 //! It never decides anything; a pod that was just given a node counts at once, before the store has it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::pod::{HostPort, Pod, RawQuantity, Resources};
+use super::pod::{HostPort, Pod, PodTerm, RawQuantity, Resources};
 use crate::api::workloads::ObjectMeta;
+use crate::master::store::Object;
 
 /// What a container without requests is taken for when nodes are compared (not when they are filtered), so that many such pods
 /// do not pile up on one node; kube-scheduler `DefaultMilliCPURequest`, `DefaultMemoryRequest`.
@@ -32,7 +34,7 @@ pub struct Node {
 /// What the Node object says.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Offer {
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     pub unschedulable: bool,
     pub allocatable: Resources,
@@ -66,7 +68,7 @@ impl Offer {
         #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Status {
-            allocatable: std::collections::BTreeMap<String, RawQuantity>,
+            allocatable: BTreeMap<String, RawQuantity>,
         }
         let Object { metadata, spec, status } = serde_json::from_slice(json)?;
         let pods_max = status.allocatable.get("pods").and_then(RawQuantity::parse).map_or(0, |pods| pods.value());
@@ -81,8 +83,11 @@ impl Offer {
 }
 
 /// What one pod takes from its node.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Charge {
+    /// The store's own, so that labels are not kept twice.
+    object: Arc<Object>,
+    is_ending: bool,
     node: Rc<str>,
     requests: Resources,
     for_score: (i64, i64),
@@ -90,8 +95,18 @@ struct Charge {
     owner: Option<String>,
 }
 
+/// A pod that is there already, as seen by one that looks for a place.
+pub struct Neighbour<'a> {
+    pub namespace: &'a str,
+    pub labels: &'a BTreeMap<String, String>,
+    pub is_ending: bool,
+    pub offer: &'a Offer,
+}
+
 #[derive(Default)]
 pub struct Cache {
+    /// Pods that cannot stand others, by uid.
+    touchy: HashMap<String, Vec<PodTerm>>,
     nodes: Vec<Node>,
     places: HashMap<Rc<str>, usize>,
     charges: HashMap<String, Charge>,
@@ -126,12 +141,31 @@ impl Cache {
         }
     }
 
+    /// Every pod on a node that exists.
+    pub fn neighbours(&self) -> impl Iterator<Item = Neighbour<'_>> {
+        self.charges.values().filter_map(|charge| self.neighbour(charge))
+    }
+
+    /// Those with required anti-affinity, and its terms.
+    pub fn touchy(&self) -> impl Iterator<Item = (Neighbour<'_>, &[PodTerm])> {
+        self.touchy.iter().filter_map(|(uid, terms)| Some((self.neighbour(self.charges.get(uid)?)?, terms.as_slice())))
+    }
+
+    fn neighbour<'a>(&'a self, charge: &'a Charge) -> Option<Neighbour<'a>> {
+        let offer = self.node(&charge.node)?.offer.as_ref()?;
+        let Object { key, labels, .. } = charge.object.as_ref();
+        Some(Neighbour { namespace: &key.namespace, labels, is_ending: charge.is_ending, offer })
+    }
+
     /// Counts a pod on a node; if it was counted before, as it is now.
-    pub fn charge(&mut self, uid: &str, node: &str, pod: &Pod) {
+    pub fn charge(&mut self, object: &Arc<Object>, node: &str, pod: &Pod) {
+        let uid = object.uid.as_str();
         self.discharge(uid);
         let requests = pod.requests();
         let index = self.place(node);
         let charge = Charge {
+            object: object.clone(),
+            is_ending: pod.metadata.is_deleting(),
             node: self.nodes[index].name.clone(),
             for_score: for_score(&requests),
             requests,
@@ -148,6 +182,10 @@ impl Cache {
             *node.by_owner.entry(owner.clone()).or_default() += 1;
         }
         self.charges.insert(uid.to_owned(), charge);
+        let shunned = &pod.spec.affinity.pod_anti_affinity.required;
+        if !shunned.is_empty() {
+            self.touchy.insert(uid.to_owned(), shunned.clone());
+        }
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
@@ -157,6 +195,7 @@ impl Cache {
     /// Counts a pod no longer. Returns the node where it was counted.
     pub fn discharge(&mut self, uid: &str) -> Option<Rc<str>> {
         let charge = self.charges.remove(uid)?;
+        self.touchy.remove(uid);
         let index = *self.places.get(&charge.node).expect("a node with pods keeps its place");
         let node = &mut self.nodes[index];
         node.used.subtract(&charge.requests);
@@ -204,10 +243,12 @@ pub fn for_score(requests: &Resources) -> (i64, i64) {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::api::schema;
+    use crate::master::store::Key;
 
     fn pod(cpu: &str, port: u16) -> Pod {
         serde_json::from_value(json!({
@@ -217,16 +258,21 @@ mod tests {
         .unwrap()
     }
 
+    pub fn object(uid: &str) -> Arc<Object> {
+        let key = Key::new(schema::resource("", "v1", "pods").unwrap(), "default", uid);
+        Arc::new(Object { key, revision: 1, uid: uid.to_owned(), labels: BTreeMap::new(), json: Box::default() })
+    }
+
     #[test]
     fn what_comes_and_goes_leaves_nothing_behind() {
         let mut cache = Cache::default();
-        cache.charge("p1", "a", &pod("1", 80));
+        cache.charge(&object("p1"), "a", &pod("1", 80));
         assert_eq!((cache.existing(), cache.nodes().len()), (0, 1), "its node is not known yet");
         assert!(cache.set_node("a", Offer::default()));
         assert!(!cache.set_node("a", Offer::default()), "a heartbeat changes nothing");
         assert!(cache.set_node("b", Offer { unschedulable: true, ..Offer::default() }));
-        cache.charge("p2", "a", &pod("500m", 0));
-        cache.charge("p2", "a", &pod("500m", 0));
+        cache.charge(&object("p2"), "a", &pod("500m", 0));
+        cache.charge(&object("p2"), "a", &pod("500m", 0));
         let node = &cache.nodes()[0];
         assert_eq!((node.used.cpu_milli, node.pods, node.ports.len(), node.by_owner["set"]), (1500, 2, 1, 2));
         assert_eq!((cache.discharge("p1").as_deref(), cache.discharge("p1")), (Some("a"), None));

@@ -32,6 +32,14 @@ pub enum Refusal {
         what: Vec<String>,
         ever: bool,
     },
+    /// Too many pods of its kind in this part of the topology; or the node is in none (`labelled: false`).
+    Spread { labelled: bool },
+    /// Nobody is near whom the pod wants.
+    Alone,
+    /// Somebody is near whom the pod does not want.
+    Shunned,
+    /// Somebody is near who does not want the pod.
+    Resented,
 }
 
 impl Refusal {
@@ -46,24 +54,37 @@ impl Refusal {
                 let reason = |what: &String| if what == "pods" { "Too many pods".to_owned() } else { format!("Insufficient {what}") };
                 what.iter().map(reason).collect()
             }
+            Self::Spread { labelled: true } => vec!["node(s) didn't match pod topology spread constraints".to_owned()],
+            Self::Spread { labelled: false } => {
+                vec!["node(s) didn't match pod topology spread constraints (missing required label)".to_owned()]
+            }
+            Self::Alone => vec!["node(s) didn't match pod affinity rules".to_owned()],
+            Self::Shunned => vec!["node(s) didn't match pod anti-affinity rules".to_owned()],
+            Self::Resented => vec!["node(s) didn't satisfy existing pods anti-affinity rules".to_owned()],
         }
     }
 
     /// Whether the pod would fit if others left the node.
     pub fn is_about_others(&self) -> bool {
-        matches!(self, Self::Ports | Self::Insufficient { ever: false, .. })
+        matches!(
+            self,
+            Self::Ports | Self::Insufficient { ever: false, .. } | Self::Spread { labelled: true } | Self::Shunned | Self::Resented
+        )
     }
 }
 
-/// Judges in upstream's order: the first that refuses speaks.
+/// Judges what concerns the pod and the node alone, in upstream's order: the first that refuses speaks. What other pods have to say
+/// comes after that ([`super::neighbours`]).
+///
+/// # Errors
+/// Why the pod does not fit.
 pub fn check(candidate: &Candidate, node: &Node, offer: &Offer) -> Result<(), Refusal> {
     let pod = candidate.pod;
     let cordon = Taint { key: "node.kubernetes.io/unschedulable".to_owned(), value: String::new(), effect: "NoSchedule".to_owned() };
     if offer.unschedulable && !is_tolerated(&cordon, &pod.spec.tolerations) {
         return Err(Refusal::Cordoned);
     }
-    let forbids = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
-    if let Some(taint) = offer.taints.iter().filter(forbids).find(|taint| !is_tolerated(taint, &pod.spec.tolerations)) {
+    if let Some(taint) = untolerated(pod, offer) {
         return Err(Refusal::Tainted(taint.clone()));
     }
     if !is_attracted(pod, node, offer) {
@@ -87,6 +108,16 @@ pub fn check(candidate: &Candidate, node: &Node, offer: &Offer) -> Result<(), Re
     if what.is_empty() { Ok(()) } else { Err(Refusal::Insufficient { what, ever }) }
 }
 
+fn untolerated<'a>(pod: &Pod, offer: &'a Offer) -> Option<&'a Taint> {
+    let forbids = |taint: &&Taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute");
+    offer.taints.iter().filter(forbids).find(|taint| !is_tolerated(taint, &pod.spec.tolerations))
+}
+
+/// Whether no taint of the node keeps the pod away.
+pub fn is_tolerated_here(pod: &Pod, offer: &Offer) -> bool {
+    untolerated(pod, offer).is_none()
+}
+
 /// core/v1 `Toleration.ToleratesTaint`.
 pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
     tolerations.iter().any(|toleration| {
@@ -101,7 +132,7 @@ pub fn is_tolerated(taint: &Taint, tolerations: &[Toleration]) -> bool {
 }
 
 /// Whether nodeSelector and required node affinity are satisfied.
-fn is_attracted(pod: &Pod, node: &Node, offer: &Offer) -> bool {
+pub fn is_attracted(pod: &Pod, node: &Node, offer: &Offer) -> bool {
     pod.spec.node_selector.iter().all(|(key, value)| offer.labels.get(key) == Some(value))
         && pod
             .spec
@@ -156,6 +187,7 @@ mod tests {
 
     use super::*;
     use crate::master::scheduler::cache::Cache;
+    use crate::master::scheduler::cache::tests::object;
 
     fn pod(spec: Value) -> Pod {
         serde_json::from_value(json!({"spec": spec})).unwrap()
@@ -195,7 +227,7 @@ mod tests {
             "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
         );
         let mut busy = cache(json!({}));
-        busy.charge("x", "a", &pod(asking("1500m")));
+        busy.charge(&object("x"), "a", &pod(asking("1500m")));
         says(
             &busy,
             &pod(asking("1")),
@@ -282,11 +314,11 @@ mod tests {
     fn host_ports_and_the_number_of_pods_are_limits() {
         let with_port = pod(json!({"containers": [{"ports": [{"hostPort": 80}]}]}));
         let mut taken = cache(json!({}));
-        taken.charge("x", "a", &with_port);
+        taken.charge(&object("x"), "a", &with_port);
         assert_eq!(verdict(&taken, &with_port), Err(Refusal::Ports));
-        taken.charge("y", "a", &pod(json!({})));
+        taken.charge(&object("y"), "a", &pod(json!({})));
         assert_eq!(verdict(&taken, &pod(json!({}))), Ok(()));
-        taken.charge("z", "a", &pod(json!({})));
+        taken.charge(&object("z"), "a", &pod(json!({})));
         assert_eq!(verdict(&taken, &pod(json!({}))).unwrap_err().reasons(), ["Too many pods"]);
     }
 }

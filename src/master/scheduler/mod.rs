@@ -4,10 +4,12 @@
 
 mod cache;
 mod filter;
+mod neighbours;
 mod pod;
 mod queue;
 mod score;
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +22,7 @@ use smol::LocalExecutor;
 
 use self::cache::{Cache, Node, Offer};
 use self::filter::{Candidate, Refusal};
+use self::neighbours::Neighbours;
 use self::pod::Pod;
 use self::queue::{Queue, Waiting};
 use super::recorder::Recorder;
@@ -60,6 +63,7 @@ struct Scheduler {
     recorder: Rc<Recorder>,
     pods: &'static Resource,
     nodes: &'static Resource,
+    namespaces: &'static Resource,
     cache: Cache,
     queue: Queue,
     writes: FuturesUnordered<LocalBoxFuture<'static, Written>>,
@@ -93,6 +97,7 @@ impl Scheduler {
             recorder,
             pods: resource("pods"),
             nodes: resource("nodes"),
+            namespaces: resource("namespaces"),
             cache: Cache::default(),
             queue: Queue::default(),
             writes: FuturesUnordered::new(),
@@ -214,8 +219,8 @@ impl Scheduler {
             && let Some(node) = self.cache.node(&name)
             && let Some(offer) = &node.offer
         {
-            // Only this node has changed, so only who fits on it now can be helped.
-            self.queue.wake_fitting(|pod| filter::check(&Candidate::new(pod), node, offer).is_ok());
+            // Only this node has changed, so only who fits on it now can be helped, or who minds where others are.
+            self.queue.wake_fitting(|pod| pod.minds_neighbours() || filter::check(&Candidate::new(pod), node, offer).is_ok());
         }
     }
 
@@ -231,7 +236,8 @@ impl Scheduler {
             self.drop_pod(&object.uid);
         } else if !pod.spec.node_name.is_empty() {
             self.queue.forget(&object.uid);
-            self.cache.charge(&object.uid, &pod.spec.node_name, &pod);
+            self.cache.charge(object, &pod.spec.node_name, &pod);
+            self.queue.wake_minding();
         } else if !pod.is_waiting() {
             self.drop_pod(&object.uid);
         } else if pod.spec.scheduling_gates.is_empty() {
@@ -254,7 +260,8 @@ impl Scheduler {
         }
         match self.choose(&pod) {
             Ok(node) => {
-                self.cache.charge(&waiting.uid, &node, &pod);
+                self.cache.charge(&object, &node, &pod);
+                self.queue.wake_minding();
                 let (objects, pods, key, uid) = (self.objects.clone(), self.pods, waiting.key.clone(), waiting.uid.clone());
                 self.writes.push(Box::pin(async move {
                     let bound = objects.update(pods, &key.namespace, &key.name, Part::Subresource, false, |live| bind(live, &uid, &node));
@@ -276,6 +283,7 @@ impl Scheduler {
     /// The best node for the pod, or every node's reason against it.
     fn choose(&mut self, pod: &Pod) -> Result<Rc<str>, Vec<Refusal>> {
         let candidate = Candidate::new(pod);
+        let neighbours = Neighbours::of(pod, &self.cache, &|namespace| self.namespace_labels(namespace));
         let nodes = self.cache.nodes();
         let enough = fit_enough(self.cache.existing());
         let mut fit: Vec<(&Node, &Offer)> = Vec::new();
@@ -285,7 +293,7 @@ impl Scheduler {
             let node = &nodes[(self.start + step) % nodes.len()];
             looked = step + 1;
             let Some(offer) = &node.offer else { continue };
-            match filter::check(&candidate, node, offer) {
+            match filter::check(&candidate, node, offer).and_then(|()| neighbours.check(offer)) {
                 Ok(()) => fit.push((node, offer)),
                 Err(refusal) => refusals.push(refusal),
             }
@@ -296,6 +304,10 @@ impl Scheduler {
         let chosen = score::best(&candidate, &fit).map(|index| fit[index].0.name.clone());
         self.start = (self.start + looked.max(1)) % nodes.len().max(1);
         chosen.ok_or(refusals)
+    }
+
+    fn namespace_labels(&self, name: &str) -> BTreeMap<String, String> {
+        self.objects.store().get(&Key::new(self.namespaces, "", name)).map(|namespace| namespace.labels.clone()).unwrap_or_default()
     }
 
     /// Writes the condition that says why the pod has no node.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::api::quantity::Quantity;
-use crate::api::workloads::{Condition, ObjectMeta, Requirement};
+use crate::api::workloads::{Condition, LabelSelector, ObjectMeta, Requirement};
 use crate::master::store::Object;
 
 /// What a pod asks for or a node offers: CPU in thousandths, all else in whole units (bytes, pieces).
@@ -114,6 +114,7 @@ pub struct Spec {
     pub scheduling_gates: Vec<Gate>,
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Affinity,
+    pub topology_spread_constraints: Vec<SpreadConstraint>,
     pub tolerations: Vec<Toleration>,
     pub containers: Vec<Container>,
     pub init_containers: Vec<Container>,
@@ -132,6 +133,41 @@ pub struct Gate {
 #[serde(rename_all = "camelCase", default)]
 pub struct Affinity {
     pub node_affinity: NodeAffinity,
+    pub pod_affinity: PodAffinity,
+    pub pod_anti_affinity: PodAffinity,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodAffinity {
+    #[serde(rename = "requiredDuringSchedulingIgnoredDuringExecution")]
+    pub required: Vec<PodTerm>,
+}
+
+/// core/v1 PodAffinityTerm: pods of these labels, in these namespaces, on nodes that are the same by this label.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodTerm {
+    pub label_selector: Option<LabelSelector>,
+    pub namespaces: Vec<String>,
+    pub namespace_selector: Option<LabelSelector>,
+    pub topology_key: String,
+    pub match_label_keys: Vec<String>,
+    pub mismatch_label_keys: Vec<String>,
+}
+
+/// core/v1 TopologySpreadConstraint.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SpreadConstraint {
+    pub max_skew: i64,
+    pub topology_key: String,
+    pub when_unsatisfiable: String,
+    pub label_selector: Option<LabelSelector>,
+    pub min_domains: i64,
+    pub node_affinity_policy: String,
+    pub node_taints_policy: String,
+    pub match_label_keys: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -270,6 +306,12 @@ impl Pod {
             .filter(|port| port.host_port != 0)
             .map(|port| HostPort { ip: or(&port.host_ip, "0.0.0.0"), protocol: or(&port.protocol, "TCP"), port: port.host_port })
             .collect()
+    }
+
+    /// Whether it depends on other pods where this one may go: then a change anywhere may help it.
+    pub fn minds_neighbours(&self) -> bool {
+        let Affinity { pod_affinity, pod_anti_affinity, .. } = &self.spec.affinity;
+        !(pod_affinity.required.is_empty() && pod_anti_affinity.required.is_empty() && self.spec.topology_spread_constraints.is_empty())
     }
 
     /// Whether the pod waits for this scheduler to place it.

@@ -35,6 +35,8 @@ pub struct Queue {
     ready: BTreeMap<Rank, String>,
     /// Those that fit nowhere, as they were judged.
     stuck: BTreeMap<String, Rc<Pod>>,
+    /// How many of the stuck may have minded their neighbours; never less than there are.
+    minding: usize,
     /// Those that will be ready when their pause is over.
     paused: BTreeSet<(Instant, String)>,
     arrivals: u64,
@@ -86,7 +88,16 @@ impl Queue {
     pub fn set_stuck(&mut self, uid: &str, pod: Rc<Pod>) {
         if let Some(waiting) = self.pods.get_mut(uid) {
             waiting.tries = waiting.tries.saturating_add(1);
+            self.minding += usize::from(pod.minds_neighbours());
             self.stuck.insert(uid.to_owned(), pod);
+        }
+    }
+
+    /// A pod came somewhere: those that depend on others may have a place now.
+    pub fn wake_minding(&mut self) {
+        if self.minding > 0 {
+            self.minding = 0;
+            self.wake_fitting(Pod::minds_neighbours);
         }
     }
 

@@ -69,6 +69,7 @@ mod tests {
 
     use super::*;
     use crate::master::scheduler::cache::Cache;
+    use crate::master::scheduler::cache::tests::object;
     use crate::master::scheduler::pod::Pod;
 
     fn pod(value: Value) -> Pod {
@@ -93,7 +94,7 @@ mod tests {
     #[test]
     fn the_emptier_node_wins() {
         let mut nodes = cache([json!({}), json!({})]);
-        nodes.charge("x", "a", &pod(json!({})));
+        nodes.charge(&object("x"), "a", &pod(json!({})));
         assert_eq!(chosen(&nodes, &pod(json!({}))), "b");
     }
 
@@ -101,8 +102,8 @@ mod tests {
     fn pods_of_one_owner_spread() {
         let owned = pod(json!({"metadata": {"ownerReferences": [{"uid": "set", "controller": true}]}}));
         let mut nodes = cache([json!({}), json!({})]);
-        nodes.charge("x", "a", &owned);
-        nodes.charge("y", "b", &pod(json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "2"}}}]}})));
+        nodes.charge(&object("x"), "a", &owned);
+        nodes.charge(&object("y"), "b", &pod(json!({"spec": {"containers": [{"resources": {"requests": {"cpu": "2"}}}]}})));
         assert_eq!(chosen(&nodes, &owned), "b");
     }
 

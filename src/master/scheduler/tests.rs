@@ -51,7 +51,7 @@ impl Cluster {
     async fn pod(&self, name: &str, cpu: &str, change: Value) {
         let mut pod = json!({
             "metadata": {"name": name},
-            "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c", "resources": {"requests": {"cpu": cpu}}}]},
+            "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]},
         });
         json_patch::merge(&mut pod, &change);
         self.objects.create(self.pods, "default", pod, false).await.unwrap();
@@ -223,5 +223,32 @@ fn at_rest_nothing_is_written() {
             smol::future::yield_now().await;
         }
         assert_eq!(cluster.objects.store().revision(), revision + 1);
+    });
+}
+
+#[test]
+fn pods_that_mind_their_neighbours_wait_for_them_to_come_or_go() {
+    Cluster::run(async |cluster| {
+        cluster.node("node-1", "4").await;
+        cluster.change(cluster.nodes, "", "node-1", |node| meta::set_label(node, "kubernetes.io/hostname", "node-1")).await;
+        let minding = |field: &str, app: &str, wanted: &str| {
+            let term = json!([{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": wanted}}}]);
+            let affinity = json!({field: {"requiredDuringSchedulingIgnoredDuringExecution": term}});
+            json!({"metadata": {"labels": {"app": app}}, "spec": {"affinity": affinity}})
+        };
+        cluster.pod("one", "1", minding("podAntiAffinity", "web", "web")).await;
+        cluster.until_on("one", "node-1").await;
+        cluster.pod("two", "1", minding("podAntiAffinity", "web", "web")).await;
+        let message = "0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules. preemption: 0/1 nodes are available: \
+            1 No preemption victims found for incoming pod.";
+        cluster.until_says("two", message).await;
+        cluster.delete("one").await;
+        cluster.until_on("two", "node-1").await;
+        cluster.pod("friend", "1", minding("podAffinity", "cache", "db")).await;
+        let message = "0/1 nodes are available: 1 node(s) didn't match pod affinity rules. preemption: 0/1 nodes are available: \
+            1 Preemption is not helpful for scheduling.";
+        cluster.until_says("friend", message).await;
+        cluster.pod("db", "1", json!({"metadata": {"labels": {"app": "db"}}})).await;
+        cluster.until_on("friend", "node-1").await;
     });
 }
