@@ -49,9 +49,10 @@ impl Cluster {
     }
 
     async fn pod(&self, name: &str, cpu: &str, change: Value) {
+        let container = json!({"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}});
         let mut pod = json!({
             "metadata": {"name": name},
-            "spec": {"schedulerName": "default-scheduler", "containers": [{"name": "c", "image": "i", "resources": {"requests": {"cpu": cpu}}}]},
+            "spec": {"schedulerName": "default-scheduler", "containers": [container]},
         });
         json_patch::merge(&mut pod, &change);
         self.objects.create(self.pods, "default", pod, false).await.unwrap();
