@@ -75,5 +75,5 @@ fn run(folder: &Path) -> Result<()> {
         Ok(init) => Reply::Ready { pid: std::process::id() as i32, init },
         Err(error) => return setup::refuse(&listener, error),
     };
-    serve::Shim::new(folder, &config.cgroup, listener, child_ended, ready).serve()
+    serve::Shim::new(folder, &config, listener, child_ended, ready).serve()
 }

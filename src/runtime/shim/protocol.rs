@@ -22,6 +22,12 @@ pub const FDS_MAX: usize = 3;
 /// The length in front of each frame, in bytes.
 pub const HEADER_BYTES: usize = 4;
 
+/// Bytes that may arrive before they are taken: the longest frame, and the beginning of the next that came along with its end.
+const WAITING_MAX: usize = HEADER_BYTES + FRAME_MAX + READ_BYTES;
+
+/// Read at once from a socket, in bytes.
+const READ_BYTES: usize = 4096;
+
 /// What a client asks of a shim.
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -164,9 +170,9 @@ impl Inbox {
     /// Reads once from `socket`, whatever its blocking mode.
     ///
     /// # Errors
-    /// `InvalidData` when more descriptors arrive than a frame may carry; else what recvmsg(2) says.
+    /// `InvalidData` when more descriptors or bytes arrive than a frame may carry; else what recvmsg(2) says.
     pub fn receive(&mut self, socket: impl AsFd) -> io::Result<Arrived> {
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; READ_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(socket, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
@@ -188,6 +194,9 @@ impl Inbox {
             return Ok(Arrived::Closed);
         }
         self.bytes.extend_from_slice(&buffer[..received.bytes]);
+        if self.bytes.len() > WAITING_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("more than {WAITING_MAX} bytes before the last answer")));
+        }
         Ok(Arrived::Something)
     }
 

@@ -22,7 +22,7 @@ use super::protocol::{Create, Exec, FDS_MAX, Reply, Request};
 use super::status::{ContainerState, ContainerStatus};
 use super::usage;
 use super::worker::{Made, Worker};
-use super::{CONTAINERS, STATE};
+use super::{CONTAINERS, PodConfig, STATE};
 use crate::base::time::Timestamp;
 use crate::runtime::cgroup::Cgroup;
 use crate::sys::process::pidfd_send_signal;
@@ -31,7 +31,7 @@ use crate::sys::process::pidfd_send_signal;
 const CONNECTIONS_MAX: usize = 64;
 
 /// Containers of one pod, exited ones that are not removed yet included.
-const CONTAINERS_MAX: usize = 256;
+const CONTAINERS_MAX: usize = 128;
 
 /// Connections and containers are named by numbers never used again, so that what is gone cannot be mistaken for what came after.
 type Number = u32;
@@ -65,6 +65,8 @@ pub struct Shim {
     folder: PathBuf,
     /// The pod's cgroup.
     cgroup: PathBuf,
+    /// Containers have no PID namespace of their own.
+    shared_processes: bool,
     listener: UnixListener,
     child_ended: SignalFd,
     ready: Reply,
@@ -76,10 +78,11 @@ pub struct Shim {
 
 impl Shim {
     /// `ready` answers each client's `Hello`.
-    pub fn new(folder: &Path, cgroup: &Path, listener: UnixListener, child_ended: SignalFd, ready: Reply) -> Shim {
+    pub fn new(folder: &Path, config: &PodConfig, listener: UnixListener, child_ended: SignalFd, ready: Reply) -> Shim {
         Shim {
             folder: folder.to_owned(),
-            cgroup: cgroup.to_owned(),
+            cgroup: config.cgroup.clone(),
+            shared_processes: config.share_process_namespace || config.host_pid,
             listener,
             child_ended,
             ready,
@@ -443,12 +446,18 @@ impl Shim {
 
     fn exited(&mut self, number: Number, status: WaitStatus) {
         let Some(container) = self.containers.get_mut(&number) else { return };
-        // Where it shares its PID namespace the kernel leaves the rest of the container alive.
-        let cgroup = Cgroup::at(&self.cgroup.join(&container.status.id)).and_then(|cgroup| cgroup.kill().map(|()| cgroup));
-        let oom_killed = match cgroup {
-            Ok(cgroup) => usage::oom_kills(&cgroup) > 0,
+        let oom_killed = match Cgroup::at(&self.cgroup.join(&container.status.id)) {
+            Ok(cgroup) => {
+                // A PID namespace takes all its processes along; without one the rest of the container would live on.
+                if self.shared_processes
+                    && let Err(error) = cgroup.kill()
+                {
+                    log::warn!("container={} processes are left: {error:#}", container.status.id);
+                }
+                usage::oom_kills(&cgroup) > 0
+            }
             Err(error) => {
-                log::warn!("container={} processes may be left: {error:#}", container.status.id);
+                log::warn!("container={} cgroup: {error:#}", container.status.id);
                 false
             }
         };
