@@ -11,13 +11,24 @@ pub use strategic::strategic;
 /// Operations in one JSON patch, as upstream bounds them (`maxJSONPatchOperations`).
 pub const JSON_OPERATIONS_MAX: usize = 10_000;
 
+/// Bytes that the `copy` operations of one JSON patch may add together, as upstream bounds them (`JSONPatchMaxCopyBytes`):
+/// each could double the object.
+pub const JSON_COPIES_MAX_BYTES: usize = 3 << 20;
+
 /// Applies a JSON patch.
 pub fn json(document: &Value, patch: &Value) -> Result<Value> {
     let operations = patch.as_array().map_or(0, Vec::len);
     ensure!(operations <= JSON_OPERATIONS_MAX, "The allowed maximum operations in a JSON patch is {JSON_OPERATIONS_MAX}, got {operations}");
     let patch: json_patch::Patch = serde_json::from_value(patch.clone()).context("the JSON patch is malformed")?;
     let mut document = document.clone();
-    json_patch::patch(&mut document, &patch)?;
+    let mut copied = 0;
+    for operation in &patch.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
+            ensure!(copied <= JSON_COPIES_MAX_BYTES, "the copy operations of the patch add more than {JSON_COPIES_MAX_BYTES} bytes");
+        }
+        json_patch::patch(&mut document, std::slice::from_ref(operation))?;
+    }
     Ok(document)
 }
 
@@ -49,6 +60,15 @@ mod tests {
         ] {
             assert!(json(&document, &bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn copies_cannot_grow_an_object_without_end() {
+        let document = value!({"a": ["x".repeat(1000)]});
+        let double = value!({"op": "copy", "from": "/a", "path": "/a/-"});
+        let error = json(&document, &Value::Array(vec![double.clone(); 40])).unwrap_err().to_string();
+        assert!(error.starts_with("the copy operations of the patch add more than"), "{error}");
+        assert!(json(&document, &value!([double])).is_ok());
     }
 
     #[test]

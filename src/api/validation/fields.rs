@@ -101,8 +101,11 @@ impl Check {
                 None if top && matches!(key.as_str(), "apiVersion" | "kind") => {}
                 None => {
                     map.remove(&key);
-                    let likely = text::likely(&key, message.json_fields().map(|field| field.name())).map(String::from);
-                    self.note(FieldProblem::Unknown { path: path.clone(), likely });
+                    // Looking for the likely field takes long; past the bound nobody would see it.
+                    if self.problems.len() < PROBLEMS_MAX {
+                        let likely = text::likely(&key, message.json_fields().map(|field| field.name())).map(String::from);
+                        self.problems.push(FieldProblem::Unknown { path: path.clone(), likely });
+                    }
                 }
             }
             path.truncate(length);

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::report::{Node, Report};
-use super::{metadata, names, pod, selector, service, workload};
+use super::{access, data, ingress, metadata, names, pod, selector, service, storage, workload};
 use crate::api::schema::{Kind, Message, Resource, Type, element};
 use crate::api::status::Cause;
 
@@ -55,16 +55,16 @@ fn by_kind(report: &mut Report, resource: &Resource, name: &str, object: &Node, 
         ("batch", "Job") => workload::job(report, object, old),
         ("batch", "CronJob") => workload::cron_job(report, object),
         ("", "Service") => service::check(report, object, old),
-        ("", "ConfigMap") => config_map(report, object, old),
-        ("", "Secret") => secret(report, object, old),
+        ("", "ConfigMap") => data::config_map(report, object, old),
+        ("", "Secret") => data::secret(report, object, old),
         ("", "Namespace") => namespace(report, object),
         ("", "Node") => node(report, object),
-        ("", "PersistentVolumeClaim") => claim(report, object, old),
-        ("", "PersistentVolume") => volume(report, object),
-        ("networking.k8s.io", "Ingress") => ingress(report, object),
-        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => role(report, object, resource.namespaced),
-        ("rbac.authorization.k8s.io", _) => binding(report, object, old),
-        ("storage.k8s.io", "StorageClass") => storage_class(report, object, old),
+        ("", "PersistentVolumeClaim") => storage::claim(report, object, old),
+        ("", "PersistentVolume") => storage::volume(report, object),
+        ("networking.k8s.io", "Ingress") => ingress::check(report, object),
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => access::role(report, object, resource.namespaced),
+        ("rbac.authorization.k8s.io", _) => access::binding(report, object, old),
+        ("storage.k8s.io", "StorageClass") => storage::storage_class(report, object, old),
         ("scheduling.k8s.io", "PriorityClass") => priority_class(report, object, old),
         ("policy", "PodDisruptionBudget") => disruption_budget(report, object),
         ("autoscaling", _) => autoscaler(report, object),
@@ -76,94 +76,6 @@ fn by_kind(report: &mut Report, resource: &Resource, name: &str, object: &Node, 
         }
         _ => closed_sets(report, resource.schema(), object),
     }
-}
-
-/// Bytes in the values of one ConfigMap or Secret.
-const DATA_MAX_BYTES: usize = 1 << 20;
-
-fn config_map(report: &mut Report, object: &Node, old: Option<&Node>) {
-    let (data, binary) = (object.get("data"), object.get("binaryData"));
-    for (key, _) in data.entries() {
-        let entry = data.entry(key);
-        names::config_key(key).iter().for_each(|problem| report.wrong(&entry, &key.as_str().into(), problem));
-        if binary.entry(key).is_set() {
-            report.wrong(&entry, &key.as_str().into(), "duplicate of key present in binaryData");
-        }
-    }
-    for (key, _) in binary.entries() {
-        names::config_key(key).iter().for_each(|problem| report.wrong(&binary.entry(key), &key.as_str().into(), problem));
-    }
-    let size: usize = data.entries().map(|(_, value)| value.as_str().map_or(0, str::len)).sum::<usize>() + decoded(&binary);
-    if size > DATA_MAX_BYTES {
-        report.too_long(&data.named("[]"), DATA_MAX_BYTES);
-    }
-    if let Some(old) = old {
-        sealed(report, object, old, &["data", "binaryData"]);
-    }
-}
-
-/// Bytes of base64 values once they are decoded, closely enough.
-fn decoded(node: &Node) -> usize {
-    node.entries().map(|(_, value)| value.as_str().map_or(0, |text| text.trim_end_matches('=').len() * 3 / 4)).sum()
-}
-
-/// `immutable: true` cannot be taken back, and nothing below `keys` can change.
-fn sealed(report: &mut Report, object: &Node, old: &Node, keys: &[&str]) {
-    const DETAIL: &str = "field is immutable when `immutable` is set";
-    if !old.get("immutable").bool() {
-        return;
-    }
-    if !object.get("immutable").bool() {
-        report.forbidden(&object.get("immutable"), DETAIL);
-    }
-    for key in keys {
-        if object.get(key).value != old.get(key).value {
-            report.forbidden(&object.get(key), DETAIL);
-        }
-    }
-}
-
-fn secret(report: &mut Report, object: &Node, old: Option<&Node>) {
-    let data = object.get("data");
-    for (key, _) in data.entries() {
-        names::config_key(key).iter().for_each(|problem| report.wrong(&data.entry(key), &key.as_str().into(), problem));
-    }
-    if decoded(&data) > DATA_MAX_BYTES {
-        report.too_long(&data, DATA_MAX_BYTES);
-    }
-    let required: &[&str] = match object.get("type").text() {
-        "kubernetes.io/tls" => &["tls.crt", "tls.key"],
-        "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
-        "kubernetes.io/dockercfg" => &[".dockercfg"],
-        "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
-        "kubernetes.io/service-account-token" => {
-            let account = object.at("metadata.annotations").entry("kubernetes.io/service-account.name");
-            if account.is_empty() {
-                report.required(&account, "");
-            }
-            &[]
-        }
-        "kubernetes.io/basic-auth" if !data.entry("username").is_set() && !data.entry("password").is_set() => &["username", "password"],
-        _ => &[],
-    };
-    for key in required {
-        let entry = data.entry(key);
-        if !entry.is_set() {
-            report.required(&entry, "");
-        } else if matches!(*key, ".dockerconfigjson" | ".dockercfg") && !is_json(entry.text()) {
-            report.wrong(&entry, &"<secret contents redacted>".into(), "invalid character: the content is no JSON");
-        }
-    }
-    if let Some(old) = old {
-        report.immutable(&object.get("type"), &old.get("type"));
-        sealed(report, object, old, &["data"]);
-    }
-}
-
-fn is_json(base64: &str) -> bool {
-    use base64::Engine;
-    let bytes = base64::engine::general_purpose::STANDARD.decode(base64).unwrap_or_default();
-    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok()
 }
 
 fn namespace(report: &mut Report, object: &Node) {
@@ -181,207 +93,6 @@ fn node(report: &mut Report, object: &Node) {
     object.at("spec.podCIDRs").items().for_each(|range| report.all(&range, names::address_range(range.text())));
     let taints = object.at("spec.taints");
     selector::taints(report, &taints.named("metadata.taints"));
-}
-
-const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
-
-fn access_modes(report: &mut Report, list: &Node) {
-    if list.is_empty() {
-        report.required(list, "at least 1 access mode is required");
-    }
-    list.items()
-        .filter(|mode| !ACCESS_MODES.contains(&mode.text()))
-        .for_each(|mode| report.not_supported(&mode.named(list.path.clone()), &ACCESS_MODES));
-}
-
-fn claim(report: &mut Report, object: &Node, old: Option<&Node>) {
-    let spec = object.get("spec");
-    if let Some(old) = old {
-        let free = ["resources", "volumeName", "volumeAttributesClassName", "storageClassName"];
-        let rest = |node: &Node| {
-            let mut map = node.map().cloned().unwrap_or_default();
-            // The volume's name is written once, when the claim is bound.
-            let bound = !node.get("volumeName").is_empty() && !old.at("spec.volumeName").is_empty();
-            free.iter().filter(|key| !bound || !matches!(**key, "volumeName" | "storageClassName")).for_each(|key| {
-                map.remove(*key);
-            });
-            map
-        };
-        if rest(&spec) != rest(&old.get("spec")) {
-            report.forbidden(
-                &spec,
-                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
-            );
-        }
-        return;
-    }
-    access_modes(report, &spec.get("accessModes"));
-    let storage = spec.at("resources.requests").entry("storage");
-    let storage = storage.named(format!("{}.resources[storage]", spec.path));
-    if !storage.is_set() {
-        report.required(&storage, "");
-    }
-    selector::label_selector(report, &spec.get("selector"));
-    report.one_of(&spec.get("volumeMode"), &["Block", "Filesystem"]);
-}
-
-fn volume(report: &mut Report, object: &Node) {
-    let spec = object.get("spec");
-    access_modes(report, &spec.get("accessModes"));
-    if spec.get("capacity").is_empty() {
-        report.required(&spec.get("capacity"), "");
-    }
-    report.one_of(&spec.get("persistentVolumeReclaimPolicy"), &["Delete", "Recycle", "Retain"]);
-    report.one_of(&spec.get("volumeMode"), &["Block", "Filesystem"]);
-    let own = [
-        "accessModes",
-        "capacity",
-        "persistentVolumeReclaimPolicy",
-        "volumeMode",
-        "claimRef",
-        "storageClassName",
-        "mountOptions",
-        "nodeAffinity",
-        "volumeAttributesClassName",
-    ];
-    match spec.entries().filter(|(key, _)| !own.contains(&key.as_str())).count() {
-        0 => report.required(&spec, "must specify a volume type"),
-        1 => {}
-        _ => report.forbidden(&spec, "may not specify more than 1 volume type"),
-    }
-}
-
-fn ingress(report: &mut Report, object: &Node) {
-    let spec = object.get("spec");
-    let default = spec.get("defaultBackend");
-    if spec.get("rules").is_empty() && !default.is_set() {
-        report.invalid(&spec.get("rules"), "either `defaultBackend` or `rules` must be specified");
-    }
-    if default.is_set() {
-        backend(report, &default);
-    }
-    for rule in spec.get("rules").items() {
-        let host = rule.get("host");
-        if !host.is_empty() {
-            report.all(&host, names::subdomain(host.text().strip_prefix("*.").unwrap_or(host.text())));
-        }
-        let http = rule.get("http");
-        if http.is_set() && http.get("paths").is_empty() {
-            report.required(&http.get("paths"), "");
-        }
-        for path in http.get("paths").items() {
-            let (kind, text) = (path.get("pathType"), path.get("path"));
-            match kind.text() {
-                "" => report.required(&kind, "pathType must be specified"),
-                "Exact" | "Prefix" if !text.text().starts_with('/') => report.wrong(&text, &text.text().into(), "must be an absolute path"),
-                "Exact" | "Prefix" | "ImplementationSpecific" => {}
-                _ => report.not_supported(&kind, &["Exact", "ImplementationSpecific", "Prefix"]),
-            }
-            backend(report, &path.get("backend"));
-        }
-    }
-}
-
-fn backend(report: &mut Report, node: &Node) {
-    let (service, resource) = (node.get("service"), node.get("resource"));
-    match (service.is_set(), resource.is_set()) {
-        (true, true) => report.invalid(node, "cannot set both resource and service backends"),
-        (false, false) => report.required(node, "resource or service backend is required"),
-        (false, true) => {}
-        (true, false) => {
-            let (name, port) = (service.get("name"), service.get("port"));
-            if name.is_empty() {
-                report.required(&name, "");
-            } else {
-                report.all(&name, names::label_1035(name.text()));
-            }
-            match (port.get("name").is_empty(), port.get("number").int().unwrap_or(0)) {
-                (false, 0) => report.all(&port.get("name"), names::port_name(port.get("name").text())),
-                (false, _) => report.invalid(node, "cannot set both port name & port number"),
-                (true, 0) => report.required(node, "port name or number is required"),
-                (true, _) => report.between(&port.get("number"), 1, 65535),
-            }
-        }
-    }
-}
-
-fn role(report: &mut Report, object: &Node, namespaced: bool) {
-    for rule in object.get("rules").items() {
-        let (verbs, urls) = (rule.get("verbs"), rule.get("nonResourceURLs"));
-        if verbs.is_empty() {
-            report.required(&verbs, "verbs must contain at least one value");
-        }
-        if !urls.is_empty() {
-            if namespaced {
-                report.invalid(&urls, "namespaced rules cannot apply to non-resource URLs");
-            }
-            if !rule.get("apiGroups").is_empty() || !rule.get("resources").is_empty() {
-                report.invalid(&urls, "rules cannot apply to both regular resources and non-resource URLs");
-            }
-            continue;
-        }
-        if rule.get("apiGroups").is_empty() {
-            report.required(&rule.get("apiGroups"), "resource rules must supply at least one api group");
-        }
-        if rule.get("resources").is_empty() {
-            report.required(&rule.get("resources"), "resource rules must supply at least one resource");
-        }
-    }
-}
-
-fn binding(report: &mut Report, object: &Node, old: Option<&Node>) {
-    const GROUP: &str = "rbac.authorization.k8s.io";
-    let role = object.get("roleRef");
-    if role.get("apiGroup").text() != GROUP {
-        report.not_supported(&role.get("apiGroup"), &[GROUP]);
-    }
-    let kinds: &[&str] = if object.at("metadata.namespace").is_empty() { &["ClusterRole"] } else { &["ClusterRole", "Role"] };
-    if !kinds.contains(&role.get("kind").text()) {
-        report.not_supported(&role.get("kind"), kinds);
-    }
-    if role.get("name").is_empty() {
-        report.required(&role.get("name"), "");
-    }
-    for subject in object.get("subjects").items() {
-        let (kind, name, namespace) = (subject.get("kind"), subject.get("name"), subject.get("namespace"));
-        if name.is_empty() {
-            report.required(&name, "");
-        }
-        match kind.text() {
-            "ServiceAccount" => {
-                if !name.is_empty() {
-                    report.all(&name, names::subdomain(name.text()));
-                }
-                if namespace.is_empty() {
-                    report.required(&namespace, "");
-                }
-            }
-            "User" | "Group" if subject.get("apiGroup").text() != GROUP => report.not_supported(&subject.get("apiGroup"), &[GROUP]),
-            "User" | "Group" => {}
-            _ => report.not_supported(&kind, &["Group", "ServiceAccount", "User"]),
-        }
-    }
-    if old.is_some_and(|old| old.get("roleRef").value != role.value) {
-        report.invalid(&role, "cannot change roleRef");
-    }
-}
-
-fn storage_class(report: &mut Report, object: &Node, old: Option<&Node>) {
-    let provisioner = object.get("provisioner");
-    if provisioner.is_empty() {
-        report.required(&provisioner, "");
-    } else {
-        report.all(&provisioner, names::qualified(&provisioner.text().to_lowercase()));
-    }
-    report.one_of(&object.get("reclaimPolicy"), &["Delete", "Retain"]);
-    report.one_of(&object.get("volumeBindingMode"), &["Immediate", "WaitForFirstConsumer"]);
-    let Some(old) = old else { return };
-    for key in ["parameters", "provisioner", "reclaimPolicy"] {
-        if object.get(key).value != old.get(key).value {
-            report.forbidden(&object.get(key), &format!("updates to {key} are forbidden."));
-        }
-    }
-    report.immutable(&object.get("volumeBindingMode"), &old.get("volumeBindingMode"));
 }
 
 /// Priorities above this are the system's.

@@ -1,6 +1,6 @@
 //! Volumes of a pod: one source each, and what each source needs.
 
-use super::container::downward_item;
+use super::environment::downward_item;
 use super::names;
 use super::report::{Node, Report};
 use crate::api::quantity::Quantity;
