@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::container::{self, Container, CreateOptions, StartBy, Status, Stdio};
+use super::seal;
 use super::spec::{self, Capabilities, Process, Resources, Spec};
 use crate::base::time::Timestamp;
 
 mod flag;
 mod foreground;
 mod report;
-mod seal;
 
 use flag::{Flag, Given};
 

@@ -16,6 +16,7 @@ pub mod pod;
 mod process;
 mod record;
 mod rootfs;
+mod seal;
 mod seccomp;
 pub mod shim;
 pub mod spec;

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use smol::Async;
 
 use super::cgroup::Cgroup;
+use super::seal;
 use super::shim::protocol::{Arrived, Create, Exec, Inbox, Reply, Request, encode, send};
 use super::shim::usage::usage;
 use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
@@ -424,8 +426,10 @@ fn launch(folder: &Path, config: &PodConfig, program: &Path) -> Result<()> {
         let complaints = File::create(folder.join(COMPLAINTS)).context("make the shim's log")?;
         let (_open, path) = socket_path(folder)?;
         let listener = UnixListener::bind(path).context("bind the shim's socket")?;
-        let mut command = Command::new(program);
-        command.arg(ROLE).arg(folder).env_clear().current_dir("/");
+        // So that no container can write to our program by way of its shim.
+        let sealed = seal::program(program)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
+        command.arg0("edgectl").arg(ROLE).arg(folder).env_clear().current_dir("/");
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(complaints);
         let status = command.status().context("execute the shim")?;
         if !status.success() {

@@ -350,6 +350,23 @@ fn devices_outside_the_rules_cannot_be_used() {
     assert_eq!(bundle.run(), "refused\n1\n");
 }
 
+/// In a mount namespace where v2 is all there is, whatever this machine has: the device program and the cgroup one is born in.
+#[test]
+fn on_cgroup_v2_containers_are_born_in_their_cgroup_and_devices_are_filtered() {
+    let script = "mknod /dev/disk b 254 0 && dd if=/dev/disk of=/dev/null bs=1 count=1 2>/dev/null || echo refused; head -c1 /dev/zero | busybox wc -c; \
+                  grep ^0:: /proc/self/cgroup; ls -d /sys/fs/cgroup/cgroup.procs";
+    let bundle = Bundle::new(&["/bin/sh", "-c", script], |spec| {
+        for set in ["bounding", "permitted", "effective"] {
+            spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!("CAP_MKNOD"));
+        }
+    });
+    let inner = bundle.command(&["run", &bundle.id]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec \"$@\"", "sh"]);
+    command.arg(inner.get_program()).args(inner.get_args()).current_dir(&bundle.folder);
+    assert_eq!(ok(&mut command), "refused\n1\n0::/\n/sys/fs/cgroup/cgroup.procs\n");
+}
+
 #[test]
 fn hooks_run_at_their_places_with_the_state_on_their_input() {
     let bundle = Bundle::new(&["/bin/true"], |_| {});

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::runtime::namespace;
@@ -16,6 +16,9 @@ use crate::sys::process::{self, Fork, clone};
 
 /// As many layers as overlayfs takes (OVL_MAX_STACK).
 const LAYERS_MAX: usize = 500;
+
+/// The longest string that fsconfig(2) takes.
+const FSCONFIG_VALUE_MAX_BYTES: usize = 255;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overlay {
@@ -47,7 +50,11 @@ impl Overlay {
         if one_by_one {
             lower[1..].iter().try_for_each(|layer| set("lowerdir+", &name(layer)))?;
         } else {
-            set("lowerdir", &lower.iter().map(name).collect::<Vec<_>>().join(":"))?;
+            let joined = lower.iter().map(name).collect::<Vec<_>>().join(":");
+            if joined.len() > FSCONFIG_VALUE_MAX_BYTES {
+                return mounted(&joined, upper.as_ref(), work.as_ref());
+            }
+            set("lowerdir", &joined)?;
         }
         if let (Some(upper), Some(work)) = (&upper, &work) {
             set("upperdir", &name(upper))?;
@@ -58,6 +65,25 @@ impl Overlay {
         rustix::mount::fsconfig_create(&context).context("put the layers together")?;
         Ok(rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
     }
+}
+
+/// For kernels that take many layers by mount(2) only: mounted in a place of its own, copied detached, and unmounted at once.
+fn mounted(lower: &str, upper: Option<&OwnedFd>, work: Option<&OwnedFd>) -> Result<OwnedFd> {
+    let place = std::env::temp_dir().join(format!("edge-overlay-{}", crate::base::id::uid()));
+    std::fs::create_dir(&place).with_context(|| format!("make {}", place.display()))?;
+    let mut options = format!("lowerdir={lower}");
+    if let (Some(upper), Some(work)) = (upper, work) {
+        options += &format!(",upperdir={},workdir={}", name(upper), name(work));
+    }
+    let options = std::ffi::CString::new(options).expect("paths of /proc/self/fd have no zero byte");
+    let mounted = rustix::mount::mount("overlay", &place, "overlay", rustix::mount::MountFlags::empty(), Some(options.as_c_str()));
+    let tree = mounted.context("mount").and_then(|()| {
+        let tree = super::clone_tree(CWD, &place, false).context("copy the mount");
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).context("unmount")?;
+        tree
+    });
+    std::fs::remove_dir(&place).with_context(|| format!("remove {}", place.display()))?;
+    tree
 }
 
 fn name(folder: &OwnedFd) -> String {

@@ -42,6 +42,8 @@ pub const ROLE: &str = "shim";
 
 /// The process that holds one pod; only the agent starts it. Its listening socket is standard input.
 pub fn main(folder: &Path) -> ExitCode {
+    // Executed by a descriptor, it would be listed under its number. A name that cannot be set is no reason to stop.
+    let _ = rustix::thread::set_name(c"edgectl");
     match run(folder) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,9 +2,10 @@
 //! /proc/PID/exe, and a container may make us execute that. So the process that makes containers runs from a read-only mount of its
 //! own program, which nobody can make writable: it is attached nowhere.
 
-use std::ffi::CString;
-use std::os::fd::AsFd;
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
@@ -21,11 +22,8 @@ pub fn own_program() -> Result<()> {
     if rustix::fs::fstatvfs(&own).context("look at the own program")?.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Ok(());
     }
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = rustix::mount::open_tree(CWD, PROGRAM, flags).context("make a mount of the own program")?;
-    let readonly = Attributes { set: attribute::RDONLY, propagation: libc::MS_PRIVATE as u64, ..Attributes::default() };
-    set_attributes(mount.as_fd(), &readonly, false).context("make the own program read-only")?;
-    let strings = |strings: Vec<std::ffi::OsString>| {
+    let mount = program(Path::new(PROGRAM))?;
+    let strings = |strings: Vec<OsString>| {
         strings.into_iter().map(|text| CString::new(text.into_vec()).expect("what the kernel gave us has no zero byte")).collect::<Vec<_>>()
     };
     let arguments = strings(std::env::args_os().collect());
@@ -36,4 +34,13 @@ pub fn own_program() -> Result<()> {
     });
     let environment = strings(environment.collect());
     Err(process::exec_fd(mount.as_fd(), &arguments, &environment)).context("execute the own program from a read-only mount")
+}
+
+/// A read-only mount of `program` that is attached nowhere; what is executed by the descriptor (as /proc/self/fd/N, too) runs from it.
+pub fn program(program: &Path) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(CWD, program, flags).with_context(|| format!("make a mount of {}", program.display()))?;
+    let readonly = Attributes { set: attribute::RDONLY, propagation: libc::MS_PRIVATE as u64, ..Attributes::default() };
+    set_attributes(mount.as_fd(), &readonly, false).with_context(|| format!("make the mount of {} read-only", program.display()))?;
+    Ok(mount)
 }
