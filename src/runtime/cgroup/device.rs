@@ -14,6 +14,12 @@ use crate::sys::filter::{self, ExtendedInstruction};
 /// Always usable: null, zero, full, random, urandom, tty, ptmx and all pseudo terminals, OCI "Default Devices".
 const ALWAYS: [(i64, i64); 8] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 2), (136, -1)];
 
+/// Any node may be made, which the runtime itself does for those that config.json lists; using it is another matter. As runc and crun have it.
+const MAKE_ANY: [Rule; 2] = [
+    Rule { allow: true, kind: Some(2), major: -1, minor: -1, access: MAKE },
+    Rule { allow: true, kind: Some(1), major: -1, minor: -1, access: MAKE },
+];
+
 const READ: i32 = 2;
 const WRITE: i32 = 4;
 const MAKE: i32 = 1;
@@ -55,7 +61,7 @@ fn all(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
     let always = ALWAYS.iter().map(|(major, minor)| {
         Ok(Rule { allow: true, kind: Some(2), major: *major, minor: *minor, access: READ | WRITE | MAKE })
     });
-    let mut parsed = rules.iter().map(Rule::parse).chain(always).collect::<Result<Vec<_>>>()?;
+    let mut parsed = rules.iter().map(Rule::parse).chain(always).chain(MAKE_ANY.map(Ok)).collect::<Result<Vec<_>>>()?;
     if parsed.first().is_some_and(Rule::is_everything) && parsed[0].allow && rules.len() == 1 {
         // All devices allowed: nothing to add.
         parsed.truncate(1);
