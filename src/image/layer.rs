@@ -14,8 +14,8 @@ use super::document::Descriptor;
 use super::store::Partial;
 use super::tree;
 
-/// Pieces as they come from the network that may wait for the decompressor. TLS records have 16 KiB.
-const CHUNKS_MAX: usize = 32;
+/// Pieces as they come from the network that may wait for the decompressor. One may have hundreds of KiB.
+const PIECES_MAX: usize = 4;
 /// Decompressed pieces that may wait for the disk.
 const BUFFERS_MAX: usize = 4;
 const BUFFER_BYTES: usize = 128 << 10;
@@ -40,7 +40,7 @@ enum Piece {
 impl Download {
     /// Begins to unpack into `partial` what [`Download::push`] will bring. The result must have both digests.
     pub fn start(descriptor: &Descriptor, diff_id: Digest, partial: Partial) -> Self {
-        let (sender, receiver) = channel::bounded(CHUNKS_MAX);
+        let (sender, receiver) = channel::bounded(PIECES_MAX);
         let (buffers, decompressed) = sync_channel(BUFFERS_MAX);
         let decompressing = smol::unblock(move || {
             let mut pieces = Pieces { receiver, piece: Bytes::new(), hasher: Hasher::new(), ended: false };

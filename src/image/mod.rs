@@ -3,6 +3,7 @@
 
 mod archive;
 mod build;
+mod challenge;
 mod credentials;
 mod digest;
 mod document;
@@ -158,7 +159,8 @@ impl Images {
         smol::unblock(move || load::load(&store, source)).await
     }
 
-    /// Writes images, each under the names beside it, into one archive that is OCI layout and docker-archive in one. Image ids stay the same.
+    /// Writes images, each under the names beside it, into one archive that is OCI layout and docker-archive in one.
+    /// Image ids stay the same.
     ///
     /// # Errors
     /// If a layer was changed on disk, or the target takes no more.

@@ -110,7 +110,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Whether the part before the first slash names a registry rather than a folder on docker.io (distribution/reference, `splitDockerDomain`).
+/// Whether the part before the first slash names a registry rather than a folder on docker.io
+/// (distribution/reference, `splitDockerDomain`).
 fn is_registry(host: &str) -> bool {
     host.contains(['.', ':', '[']) || host == "localhost" || host.bytes().any(|b| b.is_ascii_uppercase())
 }

@@ -163,7 +163,8 @@ impl Registry {
         let config = data.path(&format!("config-{port}.yml"));
         let storage = data.path("data");
         let text = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n{settings}\nhttp:\n  addr: 127.0.0.1:{port}\n{http}\n",
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n\
+             storage: {{filesystem: {{rootdirectory: {}}}}}\n{settings}\nhttp:\n  addr: 127.0.0.1:{port}\n{http}\n",
             storage.display()
         );
         std::fs::write(&config, text).unwrap();
