@@ -1,12 +1,15 @@
 //! Reads what clients send: bodies of bounded size in JSON, YAML or protobuf, checked against the schema of the kind that is expected.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_lite::FutureExt;
 use http_body_util::{BodyExt, Limited};
 use hyper::HeaderMap;
 use hyper::header::CONTENT_TYPE;
 use serde_json::Value;
+use smol::Timer;
 
 use super::query::FieldValidation;
 use crate::api::schema::{self, Kind};
@@ -16,6 +19,8 @@ use crate::api::{decode, protobuf};
 
 /// Upstream's limit of a request body.
 pub const BODY_BYTES_MAX: usize = 3 << 20;
+/// A client that has not sent its body by then is given up; upstream gives a whole request 60 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const ACCEPTED: &str = "application/json, application/yaml, application/vnd.kubernetes.protobuf";
 
 /// A body that was not read yet; authorization comes first.
@@ -31,28 +36,19 @@ impl Unread {
     }
 
     /// # Errors
-    /// 413, or 400 if the client went away in the middle.
+    /// 413, 504 for a client that is too slow, or 400 for one that went away in the middle.
     pub async fn read(self) -> Result<Bytes, Status> {
-        match Limited::new(self.0, BODY_BYTES_MAX).collect().await {
-            Ok(collected) => Ok(collected.to_bytes()),
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Status::too_large(BODY_BYTES_MAX)),
-            Err(error) => Err(Status::bad_request(format!("error reading the request body: {error}"))),
+        let whole = async { Some(Limited::new(self.0, BODY_BYTES_MAX).collect().await) };
+        let late = async {
+            Timer::after(READ_TIMEOUT).await;
+            None
+        };
+        match whole.or(late).await {
+            Some(Ok(collected)) => Ok(collected.to_bytes()),
+            Some(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Status::too_large(BODY_BYTES_MAX)),
+            Some(Err(error)) => Err(Status::bad_request(format!("error reading the request body: {error}"))),
+            None => Err(Status::timeout("the request body did not come in time")),
         }
-    }
-
-    pub fn into_stream(self) -> impl futures_lite::Stream<Item = Result<Bytes, Box<dyn std::error::Error + Send + Sync>>> {
-        futures_lite::stream::unfold(self.0, |mut body| async move {
-            loop {
-                match body.frame().await? {
-                    Err(error) => return Some((Err(error), body)),
-                    Ok(frame) => {
-                        if let Ok(data) = frame.into_data() {
-                            return Some((Ok(data), body));
-                        }
-                    }
-                }
-            }
-        })
     }
 }
 

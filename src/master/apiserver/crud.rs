@@ -78,7 +78,8 @@ impl Call<'_> {
     /// What stands between a user and an object beyond the right to the verb.
     fn guard(&self, value: &Value, live: Option<&Value>) -> Result<(), Status> {
         node::restrict(self.user, self.resource, self.subresource, value, live)?;
-        if self.subresource.is_empty() && live.is_none_or(|live| live["rules"] != value["rules"] || live["subjects"] != value["subjects"]) {
+        let rights = ["rules", "aggregationRule", "roleRef", "subjects"];
+        if self.subresource.is_empty() && live.is_none_or(|live| rights.iter().any(|field| live.get(*field) != value.get(*field))) {
             rbac::check_escalation(self.objects, self.user, self.resource, value)?;
         }
         Ok(())
@@ -249,7 +250,9 @@ impl Call<'_> {
     /// Server-side apply, <https://kubernetes.io/docs/reference/using-api/server-side-apply/>; creates what is not there.
     async fn apply(&self, body: &[u8]) -> Result<Response<Body>, Status> {
         if self.query.field_manager.is_empty() {
-            return Err(Status::bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch"));
+            return Err(Status::bad_request(
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+            ));
         }
         let kind = self.resource.schema();
         let (mut config, duplicates) =

@@ -238,12 +238,57 @@ fn only_those_with_the_right_are_let_in() {
         // Nobody gives away more than they have.
         assert_eq!(api.json("POST", bindings, &[], binding("joe", "edit", "joe")).await.0, 201);
         assert_eq!(api.json("POST", bindings, &[], binding("root", "cluster-admin", "jane")).await.0, 403);
+        let merge = [("content-type", "application/merge-patch+json")];
+        let (code, _) =
+            api.json("PATCH", &format!("{bindings}/joe"), &merge, json!({"subjects": [], "roleRef": {"name": "cluster-admin"}})).await;
+        assert_eq!(code, 403);
 
         api.1 = admin;
         let (code, _) = api.json("GET", MAPS, &[("impersonate-user", "joe")], Value::Null).await;
         assert_eq!(code, 200);
         let (code, _) = api.json("GET", "/api/v1/nodes", &[("impersonate-user", "joe")], Value::Null).await;
         assert_eq!(code, 403);
+    });
+}
+
+#[test]
+fn a_node_reaches_only_what_is_its_own() {
+    api(async |mut api| {
+        let secret = |name: &str| json!({"metadata": {"name": name}, "stringData": {"a": "b"}});
+        for name in ["used", "other"] {
+            api.create("/api/v1/namespaces/default/secrets", secret(name)).await;
+        }
+        for (name, node) in [("mine", "board-1"), ("theirs", "board-2")] {
+            let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": node, "containers": [{"name": "c", "image": "x",
+                "envFrom": [{"secretRef": {"name": if node == "board-1" { "used" } else { "other" }}}]}]}});
+            api.create("/api/v1/namespaces/default/pods", pod).await;
+        }
+        api.1 = peer("system:node:board-1", &["system:nodes"]);
+        let merge = [("content-type", "application/merge-patch+json")];
+        let pods = "/api/v1/namespaces/default/pods";
+        for (method, uri, body, code) in [
+            ("POST", "/api/v1/nodes".to_owned(), json!({"metadata": {"name": "board-1"}}), 201),
+            ("POST", "/api/v1/nodes".to_owned(), json!({"metadata": {"name": "board-2"}}), 403),
+            ("PATCH", "/api/v1/nodes/board-1/status".to_owned(), json!({"status": {"phase": "Running"}}), 200),
+            ("PATCH", "/api/v1/nodes/board-2/status".to_owned(), json!({"status": {"phase": "Running"}}), 403),
+            ("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dboard-1".to_owned(), Value::Null, 200),
+            ("GET", "/api/v1/pods".to_owned(), Value::Null, 403),
+            ("GET", "/api/v1/pods?fieldSelector=spec.nodeName%3Dboard-2".to_owned(), Value::Null, 403),
+            ("PATCH", format!("{pods}/mine/status"), json!({"status": {"phase": "Running"}}), 200),
+            ("PATCH", format!("{pods}/theirs/status"), json!({"status": {"phase": "Running"}}), 403),
+            ("PATCH", format!("{pods}/mine"), json!({"metadata": {"labels": {"a": "b"}}}), 403),
+            ("POST", pods.to_owned(), json!({"metadata": {"name": "new"}}), 403),
+            ("GET", "/api/v1/namespaces/default/secrets/used".to_owned(), Value::Null, 200),
+            ("GET", "/api/v1/namespaces/default/secrets/other".to_owned(), Value::Null, 403),
+            ("GET", "/api/v1/namespaces/default/secrets".to_owned(), Value::Null, 403),
+            ("GET", "/api/v1/services".to_owned(), Value::Null, 200),
+            ("GET", "/apis/rbac.authorization.k8s.io/v1/clusterroles".to_owned(), Value::Null, 403),
+            ("DELETE", format!("{pods}/theirs"), Value::Null, 403),
+        ] {
+            let headers = if method == "PATCH" { &merge[..] } else { &[] };
+            let (seen, answer) = api.json(method, &uri, headers, body).await;
+            assert_eq!(seen, code, "{method} {uri}: {answer}");
+        }
     });
 }
 

@@ -3,6 +3,7 @@
 
 mod limits;
 mod pods;
+mod quota;
 pub mod services;
 
 use serde_json::{Value, json};
@@ -42,7 +43,8 @@ pub fn admit(objects: &Objects, resource: &'static Resource, object: &mut Value,
         ("batch", "jobs", None) => select_own_pods(object),
         _ => (),
     }
-    limits::check(objects, stored, object, live)
+    limits::check(objects, stored, object, live)?;
+    quota::check(objects, stored, object, live)
 }
 
 /// NamespaceLifecycle: nothing is made in a namespace that is not there or that goes.

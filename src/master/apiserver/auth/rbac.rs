@@ -246,7 +246,14 @@ pub fn check_escalation(objects: &Objects, user: &User, resource: &Resource, obj
             if may("escalate", resource.plural, &namespace, &name) {
                 return Ok(());
             }
-            serde_json::from_value(object["rules"].clone()).unwrap_or_default()
+            let mut rules: Vec<Rule> = serde_json::from_value(object["rules"].clone()).unwrap_or_default();
+            if object["aggregationRule"].is_object() {
+                // Nobody knows what roles it will find.
+                let every = || vec!["*".to_owned()];
+                rules.push(Rule { verbs: every(), api_groups: every(), resources: every(), ..Rule::default() });
+                rules.push(Rule { verbs: every(), paths: every(), ..Rule::default() });
+            }
+            rules
         }
         "rolebindings" | "clusterrolebindings" => {
             let reference = RoleRef { kind: text(&object["roleRef"]["kind"]), name: text(&object["roleRef"]["name"]) };

@@ -14,7 +14,7 @@ use ring::signature::{self, EcdsaKeyPair, KeyPair};
 use serde_json::{Value, json};
 
 use super::User;
-use crate::api::schema::{self, Resource};
+use crate::api::schema;
 use crate::api::status::{Cause, Status};
 use crate::base::id;
 use crate::base::time::Timestamp;
@@ -225,11 +225,6 @@ impl Tokens {
         let [x, y] = [x, y].map(|coordinate| URL_SAFE_NO_PAD.encode(coordinate));
         json!({"keys": [{"use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256", "x": x, "y": y}]})
     }
-}
-
-/// The resource whose `token` subresource this is.
-pub fn accounts() -> Option<&'static Resource> {
-    schema::resource("", "v1", "serviceaccounts")
 }
 
 #[cfg(test)]
