@@ -47,12 +47,21 @@ struct Prepared {
 }
 
 enum Source {
-    /// A detached copy of a tree of the host.
-    Tree(OwnedFd),
+    /// A tree of the host.
+    Tree(Tree),
     /// A file system to be made by the child: it belongs to the child's namespaces.
     New { kind: String, source: String },
     /// v1's folder of folders: names of the controllers, their trees, links for those that share one.
-    Cgroups { trees: Vec<(String, OwnedFd)>, links: Vec<(String, String)> },
+    Cgroups { trees: Vec<(String, Tree)>, links: Vec<(String, String)> },
+}
+
+/// A tree of the host to be bound.
+enum Tree {
+    /// Copied by the creator, where the child could not: a user namespace may not reach the path, identifiers are mapped with the
+    /// creator's rights, and only the creator's own mounts are of the host's propagation group.
+    Open(OwnedFd),
+    /// Copied by the child when its turn comes, so that the kernel lists the container's mounts in the order of config.json.
+    Path(PathBuf),
 }
 
 /// What the child needs later.
@@ -84,7 +93,7 @@ impl Rootfs {
         };
         let mounts = spec.mounts.iter().map(|mount| {
             let named = || format!("prepare mount {}", mount.destination.display());
-            Prepared::new(mount, bundle, cgroup).with_context(named)
+            Prepared::new(mount, bundle, cgroup, own_user).with_context(named)
         });
         let mounts = mounts.collect::<Result<Vec<_>>>()?;
         // A bound /dev is the host's own: nothing is made in it.
@@ -195,21 +204,25 @@ impl Rootfs {
 }
 
 impl Prepared {
-    fn new(mount: &Mount, bundle: &Path, cgroup: &Cgroup) -> Result<Self> {
+    fn new(mount: &Mount, bundle: &Path, cgroup: &Cgroup, own_user: bool) -> Result<Self> {
         let mut options = mount_option::parse(mount.options.iter().map(String::as_str));
         let destination = Path::new("/").join(&mount.destination);
         let source = if mount.kind == "cgroup" || mount.kind == "cgroup2" {
             // What only the file system would have understood: the tree is bound, not mounted anew.
             options.data.clear();
-            cgroups(cgroup, &options)?
+            options.propagation = Some((mount_option::PRIVATE, false));
+            cgroups(cgroup, &options, own_user)?
         } else if options.bind || mount.kind == "bind" {
             let path = bundle.join(&mount.source);
-            let tree = clone_tree(CWD, &path, options.recursive).with_context(|| format!("open {}", path.display()))?;
-            if let Some(recursive) = options.id_mapped {
-                overlay::map_ids(tree.as_fd(), &mount.uid_mappings, &mount.gid_mappings, recursive)?;
+            let shared = options.propagation.is_some_and(|(propagation, _)| propagation == mount_option::SHARED);
+            let mut tree = Tree::Path(path);
+            if own_user || shared || options.id_mapped.is_some() {
+                let open = tree.open(&options)?;
+                if let Some(recursive) = options.id_mapped {
+                    overlay::map_ids(open.as_fd(), &mount.uid_mappings, &mount.gid_mappings, recursive)?;
+                }
+                tree = Tree::Open(open);
             }
-            restrict(tree.as_fd(), &options)?;
-            set_propagation(tree.as_fd(), options.propagation.unwrap_or((mount_option::SLAVE, true))).context("set propagation")?;
             Source::Tree(tree)
         } else {
             Source::New { kind: mount.kind.clone(), source: mount.source.clone() }
@@ -220,7 +233,8 @@ impl Prepared {
     fn apply(&self, root: BorrowedFd) -> Result<()> {
         match &self.source {
             Source::Tree(tree) => {
-                let leaf = if is_directory(tree)? { Leaf::Directory } else { Leaf::File };
+                let tree = tree.take(&self.options)?;
+                let leaf = if is_directory(&tree)? { Leaf::Directory } else { Leaf::File };
                 let target = path::open_or_make(root, &self.destination, leaf)?;
                 attach(tree.as_fd(), target.as_fd())
             }
@@ -249,7 +263,7 @@ impl Prepared {
                 attach(tmpfs.as_fd(), target.as_fd())?;
                 for (name, tree) in trees {
                     rustix::fs::mkdirat(&tmpfs, name.as_str(), Mode::from_raw_mode(0o755))?;
-                    attach_at(tree.as_fd(), tmpfs.as_fd(), Path::new(name)).with_context(|| format!("mount {name}"))?;
+                    attach_at(tree.take(&self.options)?.as_fd(), tmpfs.as_fd(), Path::new(name)).with_context(|| format!("mount {name}"))?;
                 }
                 for (target, name) in links {
                     rustix::fs::symlinkat(target.as_str(), &tmpfs, name.as_str())?;
@@ -273,13 +287,29 @@ impl Prepared {
     }
 }
 
-/// The container's own cgroup folders, as detached trees. Bound, not mounted: with a cgroup namespace they look the same.
-fn cgroups(cgroup: &Cgroup, options: &Options) -> Result<Source> {
-    let tree = |path: &Path| -> Result<OwnedFd> {
-        let tree = clone_tree(CWD, path, false).with_context(|| format!("open {}", path.display()))?;
+impl Tree {
+    /// The detached tree, as it is to be attached.
+    fn take(&self, options: &Options) -> Result<OwnedFd> {
+        match self {
+            Self::Open(tree) => tree.try_clone().context("keep the tree"),
+            Self::Path(_) => self.open(options),
+        }
+    }
+
+    fn open(&self, options: &Options) -> Result<OwnedFd> {
+        let Self::Path(path) = self else { return self.take(options) };
+        let tree = clone_tree(CWD, path, options.recursive).with_context(|| format!("open {}", path.display()))?;
         restrict(tree.as_fd(), options)?;
-        set_propagation(tree.as_fd(), (mount_option::PRIVATE, false))?;
+        set_propagation(tree.as_fd(), options.propagation.unwrap_or((mount_option::SLAVE, true))).context("set propagation")?;
         Ok(tree)
+    }
+}
+
+/// The container's own cgroup folders. Bound, not mounted: with a cgroup namespace they look the same.
+fn cgroups(cgroup: &Cgroup, options: &Options, own_user: bool) -> Result<Source> {
+    let tree = |path: &Path| -> Result<Tree> {
+        let tree = Tree::Path(path.into());
+        if own_user { Ok(Tree::Open(tree.open(options)?)) } else { Ok(tree) }
     };
     Ok(match cgroup {
         Cgroup::V2(folder) => Source::Tree(tree(folder)?),
