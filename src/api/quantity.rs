@@ -49,16 +49,6 @@ impl Quantity {
         Self { nanos: value as i128 * NANO, format: Format::Decimal }
     }
 
-    /// Thousandths of a unit, as CPU is counted.
-    pub fn from_milli(milli: i64) -> Self {
-        Self { nanos: milli as i128 * (NANO / 1000), format: Format::Decimal }
-    }
-
-    /// Bytes, written with `Ki`, `Mi`, ….
-    pub fn from_bytes(bytes: i64) -> Self {
-        Self { nanos: bytes as i128 * NANO, format: Format::Binary }
-    }
-
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let (negative, rest) = match text.as_bytes().first() {
             Some(b'-') => (true, &text[1..]),
@@ -133,11 +123,6 @@ impl Quantity {
     pub fn add(self, other: Self) -> Self {
         let format = if self.nanos == 0 { other.format } else { self.format };
         Self { nanos: self.nanos.saturating_add(other.nanos), format }
-    }
-
-    pub fn subtract(self, other: Self) -> Self {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Self { nanos: self.nanos.saturating_sub(other.nanos), format }
     }
 
     fn scaled(self, unit: i128) -> i64 {
@@ -292,8 +277,6 @@ mod tests {
         let quantity = |text| Quantity::parse(text).unwrap();
         assert_eq!(quantity("1Gi").add(quantity("512Mi")).to_string(), "1536Mi");
         assert_eq!(Quantity::ZERO.add(quantity("512Mi")).to_string(), "512Mi");
-        assert_eq!(quantity("1").subtract(quantity("250m")).to_string(), "750m");
-        assert_eq!(Quantity::from_bytes(2 << 30).to_string(), "2Gi");
-        assert_eq!(Quantity::from_milli(2500).to_string(), "2500m");
+        assert_eq!(quantity("750m").add(quantity("0.25")).to_string(), "1");
     }
 }

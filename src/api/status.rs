@@ -184,11 +184,6 @@ impl Status {
         self.reason == "Conflict"
     }
 
-    pub fn with_uid(mut self, uid: &str) -> Self {
-        self.details.uid = uid.into();
-        self
-    }
-
     pub fn with_cause(mut self, reason: impl Into<Cow<'static, str>>, message: impl Into<String>, field: impl Into<String>) -> Self {
         self.details.causes.push(Cause { reason: reason.into(), message: message.into(), field: field.into() });
         self

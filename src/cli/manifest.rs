@@ -9,7 +9,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use super::Context;
-use crate::api::{decode, schema};
+use crate::api::{convert, decode, schema};
 use crate::client::JSON;
 
 /// A manifest longer than this is a mistake.
@@ -143,6 +143,9 @@ fn take_apart(mut object: Value, source: &str, place: &str, found: &mut Vec<Docu
             take_apart(item, source, place, found)?;
         }
         return Ok(());
+    }
+    if let Some(old) = convert::to_served(&mut object) {
+        log::warn!("{place}: {old} is served no more, reading it as {}", object["apiVersion"].as_str().unwrap_or_default());
     }
     read_as_yaml_1_1(&mut object);
     found.push(Document { source: source.to_owned(), object });

@@ -6,8 +6,8 @@ mod table;
 
 use std::cmp::Ordering;
 
-pub use resources::{Resource, Sub, groups, resource, resource_of_kind, resources};
-pub use table::{Elements, Field, JsonFields, ListKind, Message, Strategy, Type, Values, element};
+pub use resources::{Resource, groups, resource, resource_of_kind, resources};
+pub use table::{Field, ListKind, Message, Type, element};
 
 /// A kind with its group and version. It is a small copy; two are equal if all three names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -50,11 +50,6 @@ impl Fields {
         self.terms.iter().find(|(path, _, equal)| path == "metadata.name" && *equal).map(|(_, value, _)| value.as_str())
     }
 
-    /// The value that `path` must be equal to, if the selector asks for one.
-    pub fn value(&self, path: &str) -> Option<&str> {
-        self.terms.iter().find(|(known, _, equal)| known == path && *equal).map(|(_, value, _)| value.as_str())
-    }
-
     pub fn matches(&self, object: &Value) -> bool {
         self.terms.iter().all(|(path, value, equal)| (read(object, path) == *value) == *equal)
     }

@@ -36,11 +36,6 @@ enum Operator {
 const REQUIREMENTS_MAX: usize = 1000;
 
 impl Labels {
-    /// Matches everything.
-    pub fn everything() -> Self {
-        Self::default()
-    }
-
     /// Matches nothing: what a `LabelSelector` that is not there means.
     pub fn nothing() -> Self {
         Self { nothing: true, ..Self::default() }
@@ -81,16 +76,6 @@ impl Labels {
             requirements.push(expression_of(expression)?);
         }
         Ok(Self { requirements, nothing: false })
-    }
-
-    /// Reads a plain map of labels, as a Service's `spec.selector`. An empty one matches everything.
-    pub fn from_map(map: &Value) -> Self {
-        let entries = map.as_object().into_iter().flatten();
-        let requirements = entries.map(|(key, value)| {
-            let values = vec![value.as_str().unwrap_or_default().to_owned()];
-            Requirement { key: key.clone(), operator: Operator::In, values }
-        });
-        Self { requirements: requirements.collect(), nothing: false }
     }
 
     pub fn is_everything(&self) -> bool {

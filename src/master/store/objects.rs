@@ -397,7 +397,7 @@ fn same_object(resource: &Resource, name: &str, live: &Value, value: &Value) -> 
         return Err(Status::conflict(resource.group, resource.plural, name, why));
     }
     if differs("resourceVersion") {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why = Status::MODIFIED;
         return Err(Status::conflict(resource.group, resource.plural, name, why));
     }
     Ok(())
