@@ -64,7 +64,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         page += &format!("GROUP:      {group}\n");
     }
     page += &format!("KIND:       {}\nVERSION:    {version}\n\n", resource.kind);
-    cx.print(&(page + &explain(schemas, root, &fields, flags.recursive)?))?;
+    cx.print(&page)?;
+    cx.print(&explain(schemas, root, &fields, flags.recursive)?)?;
     Ok(0)
 }
 
@@ -102,15 +103,17 @@ fn resolved<'a>(schemas: &'a Value, mut schema: &'a Value) -> &'a Value {
     schema
 }
 
-fn type_name(schema: &Value) -> String {
+fn type_name(schemas: &Value, schema: &Value) -> String {
     if schema["items"].is_object() {
-        return format!("[]{}", type_name(&schema["items"]));
+        return format!("[]{}", type_name(schemas, &schema["items"]));
     }
     if schema["additionalProperties"].is_object() {
-        return format!("map[string]{}", type_name(&schema["additionalProperties"]));
+        return format!("map[string]{}", type_name(schemas, &schema["additionalProperties"]));
     }
     let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
     match reference {
+        // A reference to a scalar, as a time, is called by what it is.
+        Some(_) if resolved(schemas, schema)["type"].as_str().is_some_and(|kind| kind != "object") => type_name(schemas, resolved(schemas, schema)),
         Some(reference) => reference.rsplit(['/', '.']).next().unwrap_or("Object").to_owned(),
         None => schema["type"].as_str().filter(|kind| *kind != "object").unwrap_or("Object").to_owned(),
     }
@@ -131,15 +134,21 @@ fn explain(schemas: &Value, root: &Value, fields: &[String], recursive: bool) ->
         };
         description = field["description"].as_str().or_else(|| resolved(schemas, field)["description"].as_str()).unwrap_or_default();
         if index + 1 == fields.len() {
-            page += &format!("FIELD: {name} <{}>{}\n", type_name(field), required(inside, name));
-            page += &values(field, 0);
+            page += &format!("FIELD: {name} <{}>{}\n", type_name(schemas, field), required(inside, name));
+            let values: Vec<&str> = field["enum"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            match values.is_empty() {
+                true => page.push('\n'),
+                false => page += &format!("ENUM:\n{}", values.iter().map(|value| format!("    {value}\n")).collect::<String>()),
+            }
             page.push('\n');
         }
         schema = field;
     }
     page += "DESCRIPTION:\n";
     page += &folded(if description.is_empty() { "<empty>" } else { description }, 4);
-    page += "    \n";
+    if !description.is_empty() {
+        page += "    \n";
+    }
     let inside = resolved(schemas, schema);
     if inside["properties"].as_object().is_some_and(|properties| !properties.is_empty()) {
         page += "FIELDS:\n";
@@ -166,7 +175,7 @@ fn values(field: &Value, level: usize) -> String {
 fn list(schemas: &Value, schema: &Value, level: usize, recursive: bool, page: &mut String) {
     let indent = "  ".repeat(level);
     for (name, field) in schema["properties"].as_object().into_iter().flatten() {
-        *page += &format!("{indent}{name}\t<{}>{}\n", type_name(field), required(schema, name));
+        *page += &format!("{indent}{name}\t<{}>{}\n", type_name(schemas, field), required(schema, name));
         *page += &values(field, level);
         if recursive {
             if level < DEPTH_MAX {

@@ -164,11 +164,9 @@ impl Get<'_> {
         if self.form.is_table() && self.flags.server_print.as_deref() != Some("false") { TABLE } else { JSON }
     }
 
-    fn printer(&self, pick: &Pick, wide: bool) -> Printer {
-        let several = self.picks.iter().any(|other| {
-            let (one, other) = (pick.resource(), other.resource());
-            one.kind != other.kind || one.group != other.group
-        });
+    /// The printer for one kind; `among` are all kinds that are shown, which decides whether names carry theirs.
+    fn printer(&self, pick: &Pick, among: &[&Pick], wide: bool) -> Printer {
+        let several = among.iter().any(|other| !is_same_kind(pick, other));
         let kind_prefix = if several || self.flags.show_kind { format!("{}/", pick.resource().qualified_singular()) } else { String::new() };
         Printer::new(Options {
             wide,
@@ -184,23 +182,26 @@ impl Get<'_> {
         let sort = self.flags.sort_by.as_deref().map(Template::parse_relaxed).transpose()?;
         let mut writer = Tabwriter::for_tables();
         let mut errors = vec![];
-        let mut written = false;
-        let mut last: Option<(&Pick, Printer)> = None;
+        let mut found: Vec<(&Pick, Vec<Value>)> = vec![];
         for pick in self.picks {
-            let same = last.as_ref().is_some_and(|(other, _)| {
-                other.resource().kind == pick.resource().kind && other.resource().group == pick.resource().group
-            });
-            if !same {
-                written |= self.flush(&mut writer, written)?;
-                writer.forget();
-                last = Some((pick, self.printer(pick, wide)));
-            }
-            let Some((_, printer)) = &mut last else { continue };
             match self.pages(pick, sort.as_ref()).await {
-                Ok(tables) => tables.iter().for_each(|table| printer.write(table, &mut writer)),
+                Ok(tables) => found.push((pick, tables)),
                 Err(error) if self.flags.ignore_not_found && is_not_found(&error) => {}
                 Err(error) if refusal(&error).is_some() => errors.push(error),
                 Err(error) => return Err(error),
+            }
+        }
+        let kinds: Vec<&Pick> = found.iter().map(|(pick, _)| *pick).collect();
+        let mut written = false;
+        let mut last: Option<(&Pick, Printer)> = None;
+        for (pick, tables) in &found {
+            if !last.as_ref().is_some_and(|(other, _)| is_same_kind(pick, other)) {
+                written |= self.flush(&mut writer, written)?;
+                writer.forget();
+                last = Some((pick, self.printer(pick, &kinds, wide)));
+            }
+            if let Some((_, printer)) = &mut last {
+                tables.iter().for_each(|table| printer.write(table, &mut writer));
             }
         }
         written |= self.flush(&mut writer, written)?;
@@ -310,7 +311,7 @@ impl Get<'_> {
         };
         let client = self.cx.client()?;
         let wide = matches!(self.form, Form::Table { wide: true });
-        let mut show = Show { printer: self.printer(pick, wide), writer: Tabwriter::for_tables(), first: true, get: self };
+        let mut show = Show { printer: self.printer(pick, &[pick], wide), writer: Tabwriter::for_tables(), first: true, get: self };
         let mut query = self.query();
         let path = match pick {
             Pick::One { resource, namespace, name, .. } => {
@@ -353,6 +354,11 @@ impl Get<'_> {
     }
 }
 
+fn is_same_kind(one: &Pick, other: &Pick) -> bool {
+    let (one, other) = (one.resource(), other.resource());
+    one.kind == other.kind && one.group == other.group
+}
+
 /// Prints what a watch brings.
 struct Show<'a> {
     get: &'a Get<'a>,
@@ -373,7 +379,7 @@ impl Show<'_> {
         if !self.get.flags.show_managed_fields {
             output::without_managed_fields(&mut object);
         }
-        let whole = object["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && object["items"].is_array();
+        let whole = object["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && object.get("items").is_some_and(Value::is_array);
         let kind = object["kind"].as_str().unwrap_or_default().trim_end_matches("List").to_owned();
         let version = object["apiVersion"].clone();
         let items = if whole { object["items"].as_array_mut().map(std::mem::take).unwrap_or_default() } else { vec![object] };

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::describe::selector_query;
 use super::{Context, duration};
-use crate::client::Query;
+use crate::client::{Query, refusal};
 
 /// How many streams are followed at once unless told otherwise.
 const STREAMS_MAX: usize = 5;
@@ -172,7 +172,12 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
     };
     let (kind, name) = name.split_once('/').map_or(("pods".to_owned(), name.clone()), |(kind, name)| (kind.to_owned(), name.to_owned()));
     let resource = cx.resolver()?.resolve(&kind).await?;
-    let object = client.get(&resource.path(&namespace, &name)).await?;
+    let object = client.get(&resource.path(&namespace, &name)).await.map_err(|error| match refusal(&error) {
+        Some(refusal) if refusal.reason == "NotFound" => {
+            anyhow!("error: error from server (NotFound): {} in namespace {namespace:?}", refusal.message)
+        }
+        _ => error,
+    })?;
     if &*resource.plural == "pods" {
         return Ok((vec![object], flags.prefix));
     }

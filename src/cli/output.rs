@@ -68,13 +68,12 @@ fn template_of(text: &str) -> Result<Template> {
 
 /// Without `--show-managed-fields` nobody wants to see them.
 pub fn without_managed_fields(object: &mut Value) {
-    if let Some(metadata) = object["metadata"].as_object_mut() {
+    // Not by index: that would put a null where there is nothing.
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
     }
-    for item in object["items"].as_array_mut().into_iter().flatten() {
-        if let Some(metadata) = item["metadata"].as_object_mut() {
-            metadata.remove("managedFields");
-        }
+    for item in object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten() {
+        without_managed_fields(item);
     }
 }
 

@@ -105,8 +105,8 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
     }
     let resources = types(cx, first).await?;
     let names = &wanted.names[1..];
-    if let Some(word) = names.iter().find(|word| word.contains('/')) {
-        bail!("there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get {word}' instead of 'edgectl get {first} {word}')");
+    if names.iter().any(|word| word.contains('/')) {
+        bail!("there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'");
     }
     let mut picks = vec![];
     for resource in resources {

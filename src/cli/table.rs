@@ -77,7 +77,7 @@ impl Printer {
                 cells.push(if is_name { format!("{}{cell}", self.options.kind_prefix) } else { cell });
             }
             for label in &self.options.label_columns {
-                cells.push(metadata["labels"][label].as_str().unwrap_or("<none>").to_owned());
+                cells.push(metadata["labels"][label].as_str().unwrap_or_default().to_owned());
             }
             if self.options.show_labels {
                 cells.push(labels_text(&metadata["labels"]));
@@ -176,7 +176,7 @@ mod tests {
         );
         check(
             Options { show_labels: true, label_columns: vec!["x/tier".into()], ..headers },
-            "NAME   STATUS       TIER     LABELS\nweb    Running...   f        a=b,x/tier=f\ndb                  <none>   <none>\n",
+            "NAME   STATUS       TIER     LABELS\nweb    Running...   f        a=b,x/tier=f\ndb                           <none>\n",
         );
         check(Options::default(), "web   Running...\ndb    \n");
     }

@@ -37,6 +37,11 @@ impl Tabwriter {
         }
     }
 
+    /// Everything written since the last flush, as it was written.
+    pub fn pending(self) -> String {
+        self.pending
+    }
+
     /// Everything written since the last flush, laid out.
     pub fn flush(&mut self) -> String {
         let pending = std::mem::take(&mut self.pending);

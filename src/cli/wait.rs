@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
@@ -138,6 +138,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     };
     let query = Query::new().with("labelSelector", &flags.selector).with("fieldSelector", &flags.field_selector);
     let mut seen = 0;
+    let mut late = vec![];
     for pick in select::picks(cx, &wanted).await? {
         for (resource, namespace, name) in targets(cx, &pick, &query, &goal, deadline).await? {
             seen += 1;
@@ -147,8 +148,16 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
                     _ => cx.print(&output::done(&resource, &name, "condition met", DryRun::None))?,
                 }
             } else {
-                cx.fail(&anyhow!("timed out waiting for the condition on {}/{name}", resource.plural));
+                late.push(format!("timed out waiting for the condition on {}/{name}", resource.plural));
             }
+        }
+    }
+    match late.as_slice() {
+        [] => {}
+        [only] => bail!("{only}"),
+        several => {
+            several.iter().for_each(|line| cx.note(line));
+            return Ok(1);
         }
     }
     if seen == 0 && !matches!(goal, Goal::Delete) {

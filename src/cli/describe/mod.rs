@@ -64,9 +64,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         types_suffice: true,
         ..Wanted::default()
     };
-    let show_events = flags.show_events.as_deref() != Some("false");
     let query = Query::new().with("labelSelector", &flags.selector);
-    let mut first = true;
+    let mut all = vec![];
     for pick in select::picks(cx, &wanted).await? {
         let objects = match cx.client()?.get(&pick.path()).await {
             Ok(object) if matches!(pick, Pick::One { .. }) => vec![object],
@@ -84,13 +83,15 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             }
             Err(error) => return Err(error),
         };
-        for object in objects {
-            let text = describe(cx, &found(&pick, object), show_events).await?;
-            cx.print(&format!("{}{text}", if first { "" } else { "\n\n" }))?;
-            first = false;
-        }
+        all.extend(objects.into_iter().map(|object| found(&pick, object)));
     }
-    if first && !cx.failed.get() {
+    // As kubectl has it: the events of many objects are shown only if they are asked for.
+    let show_events = flags.show_events.as_deref().map_or(all.len() == 1, |show| show == "true");
+    for (index, found) in all.iter().enumerate() {
+        let text = describe(cx, found, show_events).await?;
+        cx.print(&format!("{}{text}", if index == 0 { "" } else { "\n\n" }))?;
+    }
+    if all.is_empty() && !cx.failed.get() {
         match wanted.all_namespaces {
             true => cx.note("No resources found"),
             false => cx.note(&format!("No resources found in {} namespace.", cx.namespace()?)),
@@ -103,7 +104,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
 pub fn template(template: &Value) -> String {
     let mut page = page::Page::new();
     pod::template(&mut page, template);
-    page.finish()
+    // kubectl leaves the tabs to the terminal here.
+    page.finish_as_written()
 }
 
 fn found(pick: &Pick, object: Value) -> Found {
@@ -190,6 +192,7 @@ async fn describe(cx: &Context, found: &Found, show_events: bool) -> Result<Stri
                 _ => workload::replica_set(object, &phases, events_ref),
             }
         }
+        ("discovery.k8s.io", "EndpointSlice") => small::endpoint_slice(object, events_ref),
         ("batch", "Job") => workload::job(object, events_ref),
         ("batch", "CronJob") => workload::cron_job(object, events_ref),
         _ => small::generic(object, events_ref),

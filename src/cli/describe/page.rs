@@ -46,6 +46,11 @@ impl Page {
         self.done += &self.writer.flush();
     }
 
+    /// The page as it was written, with its tabs.
+    pub fn finish_as_written(self) -> String {
+        self.done + &self.writer.pending()
+    }
+
     pub fn finish(mut self) -> String {
         self.end_columns();
         self.done

@@ -92,6 +92,40 @@ fn endpoints_text(slices: &[Value], port_name: &str) -> String {
     }
 }
 
+pub fn endpoint_slice(slice: &Value, events: Option<&[Value]>) -> String {
+    let unset = |value: &Value| or(plain(value), "<unset>");
+    let mut page = Page::new();
+    page.head(slice);
+    page.labels_and_annotations(slice);
+    page.field(0, "AddressType", &plain(&slice["addressType"]));
+    let ports: Vec<&Value> = slice["ports"].as_array().into_iter().flatten().collect();
+    if ports.is_empty() {
+        page.line(0, "Ports: <unset>");
+    } else {
+        page.line(0, "Ports:");
+        page.line(1, "Name\tPort\tProtocol");
+        page.line(1, "----\t----\t--------");
+    }
+    for port in ports {
+        page.line(1, &format!("{}\t{}\t{}", unset(&port["name"]), unset(&port["port"]), plain(&port["protocol"])));
+    }
+    let endpoints: Vec<&Value> = slice["endpoints"].as_array().into_iter().flatten().collect();
+    page.line(0, if endpoints.is_empty() { "Endpoints: <none>" } else { "Endpoints:" });
+    for endpoint in endpoints {
+        page.field(1, "- Addresses", &or(texts(&endpoint["addresses"]).join(", "), "<none>"));
+        page.line(2, "Conditions:");
+        page.field(3, "Ready", &unset(&endpoint["conditions"]["ready"]));
+        page.field(2, "Hostname", &unset(&endpoint["hostname"]));
+        if endpoint["targetRef"].is_object() {
+            page.field(2, "TargetRef", &format!("{}/{}", plain(&endpoint["targetRef"]["kind"]), plain(&endpoint["targetRef"]["name"])));
+        }
+        page.field(2, "NodeName", &unset(&endpoint["nodeName"]));
+        page.field(2, "Zone", &unset(&endpoint["zone"]));
+    }
+    page.events(events);
+    page.finish()
+}
+
 pub fn config_map(map: &Value, events: Option<&[Value]>) -> String {
     let mut page = Page::new();
     page.head(map);
