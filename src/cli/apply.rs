@@ -74,7 +74,7 @@ pub struct Flags {
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     if flags.filename.is_empty() && flags.kustomize.is_none() {
-        bail!("must specify one of -f and -k\nSee 'edgectl apply --help' for usage.");
+        bail!("must specify one of -f and -k");
     }
     let _always_overwritten = &flags.overwrite;
     let form = Form::parse(flags.output.as_deref(), None)?;

@@ -59,9 +59,10 @@ pub struct ScaleFlags {
 }
 
 pub async fn scale(cx: &Context, flags: ScaleFlags) -> Result<u8> {
-    let Some(replicas) = flags.replicas.filter(|replicas| *replicas >= 0) else {
+    let Some(replicas) = flags.replicas else { bail!("required flag(s) \"replicas\" not set") };
+    if replicas < 0 {
         bail!("The --replicas=COUNT flag is required, and COUNT must be greater than or equal to 0");
-    };
+    }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
     let wanted = Wanted {
@@ -193,9 +194,9 @@ pub async fn patch(cx: &Context, flags: PatchFlags) -> Result<u8> {
         };
         match changed {
             Ok(object) => {
-                let versions = (&object["metadata"]["resourceVersion"], &found.object["metadata"]["resourceVersion"]);
-                let operation = if versions.0 == versions.1 && dry_run == DryRun::None { "patched (no change)" } else { "patched" };
-                shown.object(&found.resource, object, operation, dry_run)?;
+                let same = object == found.object && dry_run != DryRun::Client;
+                let (operation, told) = if same { ("patched (no change)", DryRun::None) } else { ("patched", dry_run) };
+                shown.object(&found.resource, object, operation, told)?;
             }
             Err(error) if refusal(&error).is_some() => cx.fail(&error),
             Err(error) => return Err(error),

@@ -12,6 +12,8 @@ use crate::client::Resource;
 const DEPTH_MAX: usize = 24;
 /// Descriptions are folded at this column.
 const WIDTH: usize = 80;
+/// How many values of a closed set a list of fields names.
+const VALUES_SHOWN: usize = 4;
 
 pub const EXAMPLES: &str = "edgectl explain pods
 edgectl explain deployment.spec.strategy
@@ -169,7 +171,9 @@ fn values(field: &Value, level: usize) -> String {
         return String::new();
     }
     let indent = "  ".repeat(level);
-    format!("{indent}enum: {}\n", values.join(", "))
+    let more = if values.len() > VALUES_SHOWN { ", ...." } else { "" };
+    let shown: Vec<&str> = values.into_iter().take(VALUES_SHOWN).collect();
+    format!("{indent}enum: {}{more}\n", shown.join(", "))
 }
 
 fn list(schemas: &Value, schema: &Value, level: usize, recursive: bool, page: &mut String) {

@@ -13,7 +13,7 @@ use super::apply::with_last_applied;
 use super::create::{Shown, send, validation};
 use super::output::{DryRun, Form};
 use crate::api::{schema, selector};
-use crate::client::{Query, Resource};
+use crate::client::{Query, Resource, refusal};
 
 /// A file that becomes part of an object may not be larger than any object.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -100,11 +100,32 @@ async fn make(cx: &Context, common: Common<'_>, mut object: Value) -> Result<u8>
         object = with_last_applied(&object);
     }
     let query = Query::new().with("fieldManager", common.field_manager).with("fieldValidation", validation(common.validate)?);
-    let object = send(cx, &resource, &namespace, &object, &query.with("dryRun", dry_run.query()), dry_run).await?;
+    let object = match send(cx, &resource, &namespace, &object, &query.with("dryRun", dry_run.query()), dry_run).await {
+        Ok(object) => object,
+        Err(error) => return Err(failed(error, &object)),
+    };
     let mut shown = Shown::new(cx, &form, false);
     shown.object(&resource, object, "created", dry_run)?;
     shown.end()?;
     Ok(0)
+}
+
+/// kubectl tells a refusal of some generators in words of its own.
+fn failed(error: anyhow::Error, object: &Value) -> anyhow::Error {
+    let what = match object["kind"].as_str() {
+        Some("Deployment") => "deployment:".to_owned(),
+        Some("ConfigMap") => "configmap:".to_owned(),
+        Some("Job") => "job:".to_owned(),
+        Some("CronJob") => "cronjob:".to_owned(),
+        Some("ServiceAccount") => "serviceaccount:".to_owned(),
+        Some("Secret") => "secret".to_owned(),
+        Some("Service") => format!("{} service:", object["spec"]["type"].as_str().unwrap_or_default()),
+        _ => return error,
+    };
+    match refusal(&error) {
+        Some(refusal) => anyhow!("failed to create {what} {}", refusal.message),
+        None => error,
+    }
 }
 
 flags! {

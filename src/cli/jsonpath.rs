@@ -26,6 +26,8 @@ enum Node {
 /// A parsed template.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Template {
+    /// As it was typed, for messages.
+    source: String,
     actions: Vec<Vec<Node>>,
 }
 
@@ -44,7 +46,7 @@ impl Template {
         if !rest.is_empty() {
             actions.push(vec![Node::Text(rest.to_owned())]);
         }
-        Ok(Self { actions })
+        Ok(Self { source: text.to_owned(), actions })
     }
 
     /// Reads what people write for `--sort-by` and custom columns as well: `.metadata.name`, `metadata.name`, `{.metadata.name}`.
@@ -55,6 +57,10 @@ impl Template {
         }
         let dot = if inner.starts_with(['.', '[', '$', '@']) { "" } else { "." };
         Self::parse(&format!("{{{dot}{inner}}}"))
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Everything each part of the template finds. `missing_is_empty` is off only where kubectl itself insists.

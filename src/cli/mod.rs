@@ -408,7 +408,8 @@ fn find(words: &[String], first: &str) -> Result<&'static Verb> {
     for verb in &family {
         // Read with the verb's own flags, so that none of their values is taken for a word of its name.
         let line = args::split(words, (verb.info)().flags, true)?;
-        if verb.name.split(' ').zip(&line.positionals).filter(|(word, typed)| word == typed).count() == verb.name.split(' ').count() {
+        let words = verb.name.split(' ').count();
+        if verb.name.split(' ').zip(&line.positionals).filter(|(word, typed)| is_called(word, typed)).count() == words {
             return Ok(verb);
         }
     }
@@ -426,6 +427,23 @@ fn find(words: &[String], first: &str) -> Result<&'static Verb> {
         Some(near) => bail!("unknown command \"{parent} {next}\", did you mean \"{parent} {near}\"?"),
         None => bail!("unknown command \"{parent} {next}\"\nSee 'edgectl {parent} --help' for usage."),
     }
+}
+
+/// The short names that words of verbs have.
+const SHORT: [(&str, &str); 9] = [
+    ("deployment", "deploy"),
+    ("namespace", "ns"),
+    ("serviceaccount", "sa"),
+    ("configmap", "cm"),
+    ("cronjob", "cj"),
+    ("poddisruptionbudget", "pdb"),
+    ("priorityclass", "pc"),
+    ("service", "svc"),
+    ("quota", "resourcequota"),
+];
+
+fn is_called(word: &str, typed: &str) -> bool {
+    word == typed || SHORT.contains(&(word, typed))
 }
 
 fn is_below(name: &str, parent: &str) -> bool {

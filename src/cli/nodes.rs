@@ -183,7 +183,8 @@ pub async fn taint(cx: &Context, flags: TaintFlags) -> Result<u8> {
                 Err(error) => return Err(error),
             }
         }
-        cx.print(&output::done(&found.resource, &found.name, operation, dry_run))?;
+        // kubectl does not say of a taint that it was only tried.
+        cx.print(&output::done(&found.resource, &found.name, operation, DryRun::None))?;
     }
     Ok(0)
 }

@@ -1,6 +1,6 @@
 //! The forms of `-o`: what each verb prints of an object, beside tables. It fetches nothing.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 
 use super::jsonpath::{Template, text_of};
@@ -63,7 +63,7 @@ impl Form {
 }
 
 fn template_of(text: &str) -> Result<Template> {
-    Template::parse(text).with_context(|| format!("error parsing jsonpath {text}"))
+    Template::parse(text).map_err(|error| anyhow!("error parsing jsonpath {text}, {error}"))
 }
 
 /// Without `--show-managed-fields` nobody wants to see them.
@@ -88,7 +88,7 @@ pub fn render(form: &Form, object: &Value, first: bool) -> Result<String> {
         Form::Name => items(object).into_iter().map(|item| format!("{}\n", name(item))).collect(),
         Form::JsonPath(template) => match template.render(object) {
             Ok(text) => text,
-            Err(error) => bail!("error executing jsonpath: {error:#}"),
+            Err(error) => bail!("error executing jsonpath {:?}: Error executing template: {error:#}", template.source()),
         },
         Form::JsonPathAsJson(template) => {
             let results = template.results(object, false)?.concat();

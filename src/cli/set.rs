@@ -183,20 +183,35 @@ async fn taken(cx: &Context, flags: &Flags) -> Result<Vec<Value>> {
 
 async fn list(cx: &Context, flags: &Flags, names: &[String]) -> Result<u8> {
     for mut found in objects(cx, flags, names).await? {
-        let (plural, name) = (found.resource.plural.to_string(), found.name.clone());
+        let (kind, name) = (found.resource.kind.to_string(), found.name.clone());
         let Some(spec) = pod_spec(&mut found.object) else { continue };
         for container in containers(spec, &flags.containers) {
-            cx.println(&format!("# {plural} {name}, container {}", container["name"].as_str().unwrap_or_default()))?;
+            cx.println(&format!("# {kind} {name}, container {}", container["name"].as_str().unwrap_or_default()))?;
             for variable in container["env"].as_array().into_iter().flatten() {
                 let name = variable["name"].as_str().unwrap_or_default();
                 match variable["value"].as_str() {
                     Some(value) => cx.println(&format!("{name}={value}"))?,
-                    None => cx.println(&format!("# {name} from {}", variable["valueFrom"]))?,
+                    None => cx.println(&format!("# {name} from {}", source_text(&variable["valueFrom"])))?,
                 }
             }
         }
     }
     Ok(0)
+}
+
+/// Where the value of a variable comes from, in words.
+fn source_text(source: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (field, resource, map, secret) = (&source["fieldRef"], &source["resourceFieldRef"], &source["configMapKeyRef"], &source["secretKeyRef"]);
+    if field.is_object() {
+        format!("field path {}", text(&field["fieldPath"]))
+    } else if resource.is_object() {
+        format!("resource field {}", text(&resource["resource"]))
+    } else if map.is_object() {
+        format!("configmap {}, key {}", text(&map["name"]), text(&map["key"]))
+    } else {
+        format!("secret {}, key {}", text(&secret["name"]), text(&secret["key"]))
+    }
 }
 
 pub async fn resources(cx: &Context, flags: Flags) -> Result<u8> {

@@ -173,9 +173,8 @@ async fn targets(cx: &Context, pick: &Pick, query: &Query, goal: &Goal, deadline
         let found = match pick {
             Pick::One { resource, namespace, name, .. } => match cx.client()?.get(&path).await {
                 Ok(_) => vec![(resource.clone(), namespace.clone(), name.clone())],
-                Err(error) if is_not_found(&error) && matches!(goal, Goal::Delete) => {
-                    return Ok(vec![(resource.clone(), namespace.clone(), name.clone())]);
-                }
+                // What is not there need not be waited for, nor told of.
+                Err(error) if is_not_found(&error) && matches!(goal, Goal::Delete) => return Ok(vec![]),
                 Err(error) if is_not_found(&error) && matches!(goal, Goal::Create) => vec![],
                 Err(error) => return Err(error),
             },

@@ -108,11 +108,11 @@ impl Page {
         self.annotations("Annotations", &object["metadata"]["annotations"]);
     }
 
-    pub fn tolerations(&mut self, indent: &str, tolerations: &Value) {
+    pub fn tolerations(&mut self, label: &str, tolerations: &Value) {
         let mut tolerations: Vec<&Value> = tolerations.as_array().into_iter().flatten().collect();
         tolerations.sort_by_key(|toleration| plain(&toleration["key"]));
         let texts: Vec<String> = tolerations.into_iter().map(toleration_text).collect();
-        self.list(indent, "Tolerations", &texts);
+        self.list("", label, &texts);
     }
 
     /// Type, status and reason of a workload's conditions.

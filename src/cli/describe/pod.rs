@@ -84,7 +84,7 @@ pub fn pod(pod: &Value, events: Option<&[Value]>) -> String {
     };
     page.field(0, "QoS Class", &quality);
     page.labels("", "Node-Selectors", &spec["nodeSelector"]);
-    page.tolerations("", &spec["tolerations"]);
+    page.tolerations("Tolerations", &spec["tolerations"]);
     spread(&mut page, &spec["topologySpreadConstraints"], "");
     page.events(events);
     page.finish()
@@ -94,7 +94,7 @@ pub fn pod(pod: &Value, events: Option<&[Value]>) -> String {
 pub fn template(page: &mut Page, template: &Value) {
     let spec = &template["spec"];
     page.line(0, "Pod Template:");
-    page.labels("  ", "Labels", &template["metadata"]["labels"]);
+    page.labels("", "  Labels", &template["metadata"]["labels"]);
     if template["metadata"]["annotations"].as_object().is_some_and(|annotations| !annotations.is_empty()) {
         page.annotations("  Annotations", &template["metadata"]["annotations"]);
     }
@@ -106,8 +106,8 @@ pub fn template(page: &mut Page, template: &Value) {
     volumes(page, &spec["volumes"], "  ");
     spread(page, &spec["topologySpreadConstraints"], "  ");
     page.field_if(1, "Priority Class Name", &spec["priorityClassName"]);
-    page.labels("  ", "Node-Selectors", &spec["nodeSelector"]);
-    page.tolerations("  ", &spec["tolerations"]);
+    page.labels("", "  Node-Selectors", &spec["nodeSelector"]);
+    page.tolerations("  Tolerations", &spec["tolerations"]);
 }
 
 fn seccomp(page: &mut Page, level: usize, profile: &Value) {
