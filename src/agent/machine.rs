@@ -181,8 +181,9 @@ impl Record {
     /// Notes that the sandbox was lost with all that ran in it; the one exception to going forward only. What succeeded for
     /// good stays so.
     pub fn restart_sandbox(&mut self) {
-        self.sandbox = false;
+        // One that is stopping anyway is taken away as it is.
         if self.state <= State::Running {
+            self.sandbox = false;
             self.state = State::Starting;
         }
     }

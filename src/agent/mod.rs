@@ -74,8 +74,8 @@ struct Node {
     recorder: Recorder,
     /// The Node's status has something new to tell.
     status_due: Cell<bool>,
-    /// By namespace and name: which containers run, and by which attempt; for logs.
-    runs: RefCell<HashMap<(String, String), BTreeMap<String, Runs>>>,
+    /// By the pod's uid: which containers run, and by which attempt; for logs.
+    runs: RefCell<HashMap<String, BTreeMap<String, Runs>>>,
     pods: RefCell<HashMap<(String, String), Rc<Mailbox>>>,
 }
 
@@ -204,7 +204,7 @@ impl Node {
         let known = self.pods.borrow().get(&key).cloned();
         match known {
             Some(mailbox) if mailbox.pod().metadata.uid == pod.metadata.uid => mailbox.update(pod),
-            // The pod before it is still going; the new one comes again with the next relist or change.
+            // Another pod of that name may still be going: its worker ends it on its own.
             other => {
                 if let Some(before) = &other {
                     before.gone();
@@ -219,8 +219,8 @@ impl Node {
                     let mut pods = self.pods.borrow_mut();
                     if pods.get(&key).is_some_and(|mailbox| mailbox.pod().metadata.uid == uid) {
                         pods.remove(&key);
-                        self.runs.borrow_mut().remove(&key);
                     }
+                    self.runs.borrow_mut().remove(&uid);
                 })
                 .detach();
             }
@@ -253,11 +253,12 @@ impl Node {
         }
     }
 
-    /// The log of a container's present run, or of the one before, with the number of that run.
-    fn log_of(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<(PathBuf, u32), String> {
+    /// The log of a container's present run, or of the one before, with the pod's uid and the number of that run.
+    fn log_of(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<(PathBuf, String, u32), String> {
         let key = (namespace.to_owned(), pod.to_owned());
         let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
-        let runs = self.runs.borrow().get(&key).and_then(|runs| runs.get(container)).cloned();
+        let uid = &mailbox.pod().metadata.uid;
+        let runs = self.runs.borrow().get(uid).and_then(|runs| runs.get(container)).cloned();
         let waiting = || format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating");
         let runs = runs.filter(|runs| runs.ran).ok_or_else(waiting)?;
         let attempt = match (previous, runs.waiting) {
@@ -265,8 +266,7 @@ impl Node {
             (true, false) if runs.attempt > 0 => runs.attempt - 1,
             (true, false) => return Err(format!("previous terminated container \"{container}\" in pod \"{pod}\" not found")),
         };
-        let uid = &mailbox.pod().metadata.uid;
-        Ok((self.places.logs.join(format!("{namespace}_{pod}_{uid}")).join(container).join(format!("{attempt}.log")), attempt))
+        Ok((self.places.logs.join(format!("{namespace}_{pod}_{uid}")).join(container).join(format!("{attempt}.log")), uid.clone(), attempt))
     }
 
     /// Notes which containers of a pod run, for those who read their logs.
@@ -276,14 +276,13 @@ impl Node {
             let waiting = matches!(known.state, machine::ContainerState::Waiting { .. });
             (name.clone(), Runs { attempt: known.restarts, ran: !known.id.is_empty(), running, waiting })
         });
-        let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
-        self.runs.borrow_mut().insert(key, runs.collect());
+        self.runs.borrow_mut().insert(pod.metadata.uid.clone(), runs.collect());
     }
 
     /// Whether this run of a container may still print something.
-    fn runs(&self, namespace: &str, pod: &str, container: &str, attempt: u32) -> bool {
+    fn runs(&self, uid: &str, container: &str, attempt: u32) -> bool {
         let runs = self.runs.borrow();
-        let known = runs.get(&(namespace.to_owned(), pod.to_owned())).and_then(|runs| runs.get(container));
+        let known = runs.get(uid).and_then(|runs| runs.get(container));
         known.is_some_and(|known| known.attempt == attempt && known.running)
     }
 

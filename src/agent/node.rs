@@ -118,6 +118,8 @@ pub async fn keep(node: &Node, machine: &Machine) {
             looked = std::time::Instant::now();
             let path = format!("/api/v1/nodes/{}", node.facts.node_name);
             let written = async {
+                // One that was deleted by mistake comes back.
+                register(&node.client, &node.facts.node_name).await?;
                 let live = node.client.get(&path).await?;
                 write_status(node, machine, &live["status"]).await
             };

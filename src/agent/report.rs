@@ -106,6 +106,11 @@ impl Inner {
                 }
                 // Gone, or another pod of the same name: nobody is there to be told.
                 Err(error) if is_not_found(&error) || refusal(&error).is_some_and(|refusal| refusal.code == 409) => return,
+                // Asking again would get the same answer, and the pod's deletion waits for its last status.
+                Err(error) if refusal(&error).is_some_and(|refusal| (400..429).contains(&refusal.code)) => {
+                    log::error!("{}: report status: {error:#}", self.path);
+                    return;
+                }
                 Err(error) => {
                     log::warn!("{}: report status: {error:#}", self.path);
                     Timer::after(pause).await;

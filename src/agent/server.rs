@@ -80,9 +80,9 @@ fn container_logs(node: &Rc<Node>, namespace: &str, pod: &str, container: &str, 
         tail: number("tailLines")?,
         limit_bytes: number("limitBytes")?,
     };
-    let (path, attempt) = node.log_of(namespace, pod, container, is_set("previous")).map_err(bad)?;
-    let (observer, uid_path, container) = (node.clone(), (namespace.to_owned(), pod.to_owned()), container.to_owned());
-    let ended = move || !observer.runs(&uid_path.0, &uid_path.1, &container, attempt);
+    let (path, uid, attempt) = node.log_of(namespace, pod, container, is_set("previous")).map_err(bad)?;
+    let (observer, container) = (node.clone(), container.to_owned());
+    let ended = move || !observer.runs(&uid, &container, attempt);
     let stream = logs::read(path, wanted, ended).map_err(|error| bad(format!("read the log: {error}")))?;
     let mut answer = Response::new(Body::stream(stream));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));

@@ -238,9 +238,15 @@ impl Worker {
             }
         }
         let attachment = self.node.network.attachment(&pod.metadata.uid);
-        self.pod_ip = match pod.spec.host_network {
-            true => self.node.facts.host_ip.clone(),
-            false => attachment.map(|attachment| attachment.address.to_string()).unwrap_or_default(),
+        self.pod_ip = match (pod.spec.host_network, attachment) {
+            (true, _) => self.node.facts.host_ip.clone(),
+            (false, Some(attachment)) => attachment.address.to_string(),
+            // The agent before this one was killed between the two: prepare goes on with the sandbox that is there.
+            (false, None) => {
+                self.record.sandbox = false;
+                self.sandbox = Some(sandbox);
+                return Ok(());
+            }
         };
         if sandbox.is_lost() {
             self.sandbox = Some(sandbox);
@@ -362,6 +368,10 @@ impl Worker {
             Err((reason, error)) => {
                 self.record.retry.fail(Timestamp::now());
                 let message = format!("{error:#}");
+                // Half a sandbox is none: the pod may be deleted before the next try. Its volumes stay, they may hold data.
+                if let Err(error) = self.undo_sandbox(pod).await {
+                    log::warn!("pod={} undo: {error:#}", pod.full_name());
+                }
                 log::warn!("pod={} {reason}: {message}", pod.full_name());
                 self.node.recorder.pod(pod, None, Severity::Warning, reason, message);
             }
@@ -667,8 +677,14 @@ impl Worker {
     }
 
     async fn try_teardown(&mut self, pod: &Pod) -> anyhow::Result<()> {
-        self.exits = None;
         self.refresh = None;
+        self.undo_sandbox(pod).await?;
+        let folders = self.folders.clone();
+        smol::unblock(move || volumes::remove(&folders)).await.context("remove volumes")
+    }
+
+    async fn undo_sandbox(&mut self, pod: &Pod) -> anyhow::Result<()> {
+        self.exits = None;
         if !pod.spec.host_network {
             self.node.network.detach(&pod.metadata.uid).await.context("detach network")?;
         }
@@ -676,8 +692,7 @@ impl Worker {
             sandbox.stop().await?;
         }
         self.sandbox = None;
-        let folders = self.folders.clone();
-        smol::unblock(move || volumes::remove(&folders)).await.context("remove volumes")
+        Ok(())
     }
 
     /// Tells the API that nothing is left here; true if the worker is done.

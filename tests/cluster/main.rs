@@ -5,4 +5,5 @@ mod api;
 mod crash;
 mod lab;
 mod pods;
+mod pull;
 mod up;
