@@ -24,7 +24,8 @@ pub struct Status {
     /// `StatusReason` of meta/v1, as `NotFound`; empty if none fits.
     pub reason: &'static str,
     pub message: String,
-    pub details: Details,
+    /// Boxed, so that a `Result` that is fine stays small.
+    pub details: Box<Details>,
 }
 
 /// `StatusDetails` of meta/v1; `kind` is the plural resource name for errors about a resource, the kind for invalid objects.
@@ -42,13 +43,13 @@ pub struct Details {
 impl Status {
     /// A failure without details. `reason` is one of meta/v1's `StatusReason`s.
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Details::default() }
+        Self { code, reason, message: message.into(), details: Box::default() }
     }
 
     fn about(code: u16, reason: &'static str, group: &str, plural: &str, name: &str, what: &str) -> Self {
         let message = format!("{} \"{name}\" {what}", qualified(group, plural));
         let details = Details { name: name.into(), group: group.into(), kind: plural.into(), ..Details::default() };
-        Self { code, reason, message, details }
+        Self { code, reason, message, details: Box::new(details) }
     }
 
     /// 404: `deployments.apps "x" not found`.
@@ -91,7 +92,7 @@ impl Status {
             format!("Apply failed with {} conflicts: {}", causes.len(), lines.join("\n"))
         };
         let details = Details { causes, ..Details::default() };
-        Self { code: 409, reason: "Conflict", message, details }
+        Self { code: 409, reason: "Conflict", message, details: Box::new(details) }
     }
 
     /// 422: `Deployment.apps "x" is invalid: spec.replicas: Invalid value: …`.
@@ -103,7 +104,7 @@ impl Status {
         let list = if let [one] = &list[..] { one.clone() } else { format!("[{}]", list.join(", ")) };
         let message = format!("{} \"{name}\" is invalid: {list}", qualified(group, kind));
         let details = Details { name: name.into(), group: group.into(), kind: kind.into(), causes, ..Details::default() };
-        Self { code: 422, reason: "Invalid", message, details }
+        Self { code: 422, reason: "Invalid", message, details: Box::new(details) }
     }
 
     /// 400.

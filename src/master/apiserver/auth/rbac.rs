@@ -154,8 +154,11 @@ pub fn rules_of(objects: &Objects, user: &User, namespace: &str) -> Vec<Rule> {
     all
 }
 
+/// Told a binding and its rules; says whether to go on.
+type Visitor<'a> = &'a mut dyn FnMut(&str, Result<Vec<Rule>, String>) -> bool;
+
 /// Calls `each` with every binding that names the user and the rules it gives, or why it gives none, until `each` says false.
-fn visit(objects: &Objects, user: &User, namespace: &str, each: &mut dyn FnMut(&str, Result<Vec<Rule>, String>) -> bool) {
+fn visit(objects: &Objects, user: &User, namespace: &str, each: Visitor) {
     let cluster = [("clusterrolebindings", None)];
     let own = [("rolebindings", Some(namespace))];
     let places = cluster.into_iter().chain(own.into_iter().filter(|(_, namespace)| namespace.is_some_and(|name| !name.is_empty())));
