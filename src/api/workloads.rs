@@ -285,15 +285,8 @@ pub struct PodStatus {
     pub conditions: Vec<Condition>,
     pub container_statuses: Vec<ContainerStatus>,
     pub init_container_statuses: Vec<ContainerStatus>,
-    #[serde(rename = "podIPs")]
-    pub pod_ips: Vec<PodIp>,
     #[serde(rename = "podIP")]
     pub pod_ip: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct PodIp {
-    pub ip: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

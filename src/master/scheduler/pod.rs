@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::api::quantity::Quantity;
 use crate::api::workloads::{Condition, LabelSelector, ObjectMeta, Requirement};
@@ -111,7 +112,8 @@ pub struct Pod {
 pub struct Spec {
     pub node_name: String,
     pub scheduler_name: String,
-    pub scheduling_gates: Vec<Gate>,
+    /// Only whether there are any is asked.
+    pub scheduling_gates: Vec<IgnoredAny>,
     pub node_selector: BTreeMap<String, String>,
     pub affinity: Affinity,
     pub topology_spread_constraints: Vec<SpreadConstraint>,
@@ -122,11 +124,6 @@ pub struct Spec {
     pub resources: Requests,
     pub priority: i64,
     pub preemption_policy: String,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct Gate {
-    pub name: String,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

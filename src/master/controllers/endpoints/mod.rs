@@ -33,6 +33,9 @@ const ENDPOINTS_MANAGER: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
+/// Selectors by the name of their Service.
+type Selectors = BTreeMap<String, BTreeMap<String, String>>;
+
 pub struct Controller {
     shared: Rc<Shared>,
     services: &'static Resource,
@@ -40,7 +43,7 @@ pub struct Controller {
     endpoints: &'static Resource,
     slices: &'static Resource,
     /// Selectors by namespace and Service, so that a change of a pod is not compared with what has to be read first.
-    selectors: RefCell<HashMap<String, BTreeMap<String, BTreeMap<String, String>>>>,
+    selectors: RefCell<HashMap<String, Selectors>>,
     queue: Queue<Name>,
 }
 

@@ -74,8 +74,9 @@ fn hostname<'a>(service: &Service, pod: &'a Pod) -> Option<&'a str> {
 
 /// The `subsets` of the Endpoints object, and whether some addresses had to be left out.
 pub fn subsets(service: &Service, pods: &[Pod]) -> (Value, bool) {
-    // Pods that have the same ports are in one subset.
-    let mut groups: BTreeMap<String, (Vec<Value>, Vec<Value>, Vec<Value>)> = BTreeMap::new();
+    // Pods that have the same ports are in one subset: ports, addresses that are ready, addresses that are not.
+    type Subset = (Vec<Value>, Vec<Value>, Vec<Value>);
+    let mut groups: BTreeMap<String, Subset> = BTreeMap::new();
     let mut count = 0;
     for pod in pods.iter().filter(|pod| counts(pod, service.spec.publish_not_ready_addresses)) {
         let ports = ports_on(service, pod);
@@ -96,7 +97,7 @@ pub fn subsets(service: &Service, pods: &[Pod]) -> (Value, bool) {
         let group = groups.entry(json!(ports).to_string()).or_insert_with(|| (ports, Vec::new(), Vec::new()));
         if pod.is_ready() || service.spec.publish_not_ready_addresses { group.1.push(address) } else { group.2.push(address) }
     }
-    let subset = |(mut ports, ready, waiting): (Vec<Value>, Vec<Value>, Vec<Value>)| {
+    let subset = |(mut ports, ready, waiting): Subset| {
         let mut subset = json!({});
         for (field, addresses) in [("addresses", ready), ("notReadyAddresses", waiting)] {
             if !addresses.is_empty() {
