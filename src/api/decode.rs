@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn yaml_of_built_in_kinds_knows_octal_numbers_and_yes() {
-        let text = b"apiVersion: v1\nkind: Pod\nspec:\n  hostNetwork: yes\n  volumes:\n  - {name: a, secret: {defaultMode: 0440}}\n  containers:\n  - env: [{name: A, value: yes}]\n";
+        let text = b"{apiVersion: v1, kind: Pod, spec: {hostNetwork: yes, volumes: [{name: a, secret: {defaultMode: 0440}}], \
+            containers: [{env: [{name: A, value: yes}]}]}}";
         let (pod, _) = yaml(text).unwrap();
         assert_eq!(pod["spec"]["hostNetwork"], true);
         assert_eq!(pod["spec"]["volumes"][0]["secret"]["defaultMode"], 0o440);

@@ -265,7 +265,8 @@ mod tests {
         assert_eq!(Status::already_exists("", "pods", "x").message, "pods \"x\" already exists");
         assert_eq!(
             Status::conflict("", "pods", "x", Status::MODIFIED).message,
-            "Operation cannot be fulfilled on pods \"x\": the object has been modified; please apply your changes to the latest version and try again"
+            "Operation cannot be fulfilled on pods \"x\": the object has been modified; please apply your changes to the latest version \
+                and try again"
         );
         assert_eq!(Status::forbidden("", "pods", "", "why").message, "pods is forbidden: why");
         let cause = |field: &str| Cause { reason: "FieldValueRequired".into(), message: "Required value".into(), field: field.into() };

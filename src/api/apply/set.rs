@@ -1,4 +1,4 @@
-//! Sets of fields, as `metadata.managedFields` keeps them (FieldsV1): a tree whose edges are `f:name`, `k:{"key":…}`, `v:…` and `i:…`.
+//! Sets of fields, as `metadata.managedFields` keeps them (FieldsV1): a tree whose edges are `f:name`, `k:{"key":…}`, `v:…`, `i:…`.
 //! It knows nothing of schemas or objects.
 
 use std::collections::BTreeMap;

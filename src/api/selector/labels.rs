@@ -192,7 +192,8 @@ fn key(text: &str) -> Result<(String, &str), String> {
 fn check_value(value: &str) -> Result<(), String> {
     if value.len() > 63 || !value.is_empty() && !word(value) {
         return Err(format!(
-            "values[0][]: Invalid value: \"{value}\": a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character"
+            "values[0][]: Invalid value: \"{value}\": a valid label must be an empty string or consist of alphanumeric characters, '-', \
+                '_' or '.', and must start and end with an alphanumeric character"
         ));
     }
     Ok(())

@@ -236,7 +236,8 @@ mod tests {
             "apps",
             "Deployment",
             json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x", "creationTimestamp": null, "labels": {"anything": "goes"}},
-                "spec": {"replicass": 1, "paused": true, "template": {"spec": {"containers": [{"name": "a", "imag": "b"}], "volumes": [{"name": "v", "emptyDir": {}, "zzz": 1}]}}},
+                "spec": {"replicass": 1, "paused": true, 
+                    "template": {"spec": {"containers": [{"name": "a", "imag": "b"}], "volumes": [{"name": "v", "emptyDir": {}, "zzz": 1}]}}},
                 "unknown": 1}),
         );
         assert_eq!(

@@ -233,16 +233,18 @@ mod tests {
 
     #[test]
     fn what_cannot_change_stays() {
-        let claim = |modes: Value, size: &str| json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"accessModes": modes, "resources": {"requests": {"storage": size}}}});
+        let claim = |modes: Value, size: &str| {
+            let spec = json!({"accessModes": modes, "resources": {"requests": {"storage": size}}});
+            json!({"metadata": {"name": "a", "namespace": "b"}, "spec": spec})
+        };
         let old = claim(json!(["ReadWriteOnce"]), "1Gi");
         assert_eq!(check("", "persistentvolumeclaims", claim(json!(["ReadWriteOnce"]), "2Gi"), Some(old.clone())), Vec::<String>::new());
         assert_eq!(check("", "persistentvolumeclaims", claim(json!(["ReadOnlyMany"]), "1Gi"), Some(old)).len(), 1);
         let binding = |role: &str| json!({"metadata": {"name": "a", "namespace": "b"}, "roleRef": {"kind": "Role", "name": role}});
         assert_eq!(
             check("rbac.authorization.k8s.io", "rolebindings", binding("y"), Some(binding("x"))),
-            [
-                "roleRef: Invalid value: {\"apiGroup\":\"rbac.authorization.k8s.io\",\"kind\":\"Role\",\"name\":\"y\"}: cannot change roleRef"
-            ]
+            ["roleRef: Invalid value: {\"apiGroup\":\"rbac.authorization.k8s.io\",\"kind\":\"Role\",\"name\":\"y\"}: cannot change \
+                    roleRef"]
         );
     }
 

@@ -189,7 +189,9 @@ fn tokens(report: &mut Report, spec: &Node) {
     }
 }
 
-const FIXED: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+const FIXED: &str = "pod updates may not change fields other than \
+    `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to \
+    existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// Checks what may change of a Pod. `free` are further fields of the spec that the subresource being written is for.
 pub(super) fn check_update(report: &mut Report, pod: &Node, old: &Node, free: &[&str]) {

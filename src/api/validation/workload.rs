@@ -183,7 +183,8 @@ fn stateful_set_update(report: &mut Report, spec: &Node, before: &Node) {
         map
     };
     if rest(spec) != rest(before) {
-        let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+        let detail = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', \
+            'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
         report.forbidden(spec, detail);
     }
 }
