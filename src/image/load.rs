@@ -81,7 +81,7 @@ fn read(store: &Store, source: impl Read) -> Result<Contents> {
             let mut bytes = Vec::new();
             content.read_to_end(&mut bytes).with_context(|| format!("read {path:?}"))?;
             contents.add_document(path, bytes)?;
-        } else if !has_layer_named(store, &path) && (is_compressed || entry.size % 512 == 0) {
+        } else if !has_layer_named(store, &path) && (is_compressed || path.ends_with(".tar") || path.starts_with("blobs/")) {
             let partial = store.begin_unnamed()?;
             let plain = BufReader::with_capacity(BUFFER_BYTES, decompressor(content)?);
             let diff_id = tree::unpack(plain, partial.path()).with_context(|| format!("layer {path:?}"))?;

@@ -236,10 +236,10 @@ pub fn id_of(layout_folder: &Path, tag: &str) -> String {
     format!("sha256:{}", config.split(' ').next().unwrap())
 }
 
-/// An image of one layer of noise, which does not compress.
+/// An image of one layer of noise, which does not compress. umoci's `insert` leaves out the end of its tar; that must not matter.
 pub fn noise(scratch: &Scratch, bytes: u64) -> PathBuf {
     let folder = scratch.path("noise");
-    let script = "umoci init --layout $0 && umoci new --image $0:latest && head -c $1 /dev/urandom >$0.bin && umoci insert --image $0:latest $0.bin /noise";
+    let script = "umoci init --layout $0 && umoci new --image $0:latest && head -c $1 /dev/urandom >$0.bin && printf odd >>$0.bin && umoci insert --image $0:latest $0.bin /noise";
     shell(script, &[folder.as_os_str(), OsStr::new(&bytes.to_string())]);
     folder
 }

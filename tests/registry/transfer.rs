@@ -39,6 +39,10 @@ fn what_is_saved_is_read_by_skopeo_and_umoci_and_by_ourselves() {
         names.push(format!("{}/{image}:{image}", registry.host()));
         node.image(&["pull", names.last().unwrap()]);
     }
+    let noise = format!("{}/noise:1", registry.host());
+    registry.push(&format!("oci:{}:latest", lab::noise(&scratch, 1 << 20).display()), "noise:1", &[]);
+    node.image(&["pull", &noise]);
+    names.push(noise);
     let tar = scratch.path("all.tar");
     let words: Vec<&str> = ["save", "-o", tar.to_str().unwrap()].into_iter().chain(names.iter().map(String::as_str)).collect();
     node.image(&words);
