@@ -85,7 +85,12 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     if flags.force_conflicts && !flags.server_side {
         bail!("--force-conflicts only works with --server-side");
     }
-    let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: is_strict(&flags.validate) };
+    let sources = Sources {
+        filenames: &flags.filename,
+        recursive: flags.recursive,
+        kustomize: flags.kustomize.as_deref(),
+        strict: is_strict(&flags.validate),
+    };
     let picks = select::picks(cx, &Wanted { sources, ..Wanted::default() }).await?;
     if picks.is_empty() {
         bail!("no objects passed to apply");
@@ -106,7 +111,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             continue;
         }
         let one = One { cx, flags: &flags, dry_run, resource: &resource, namespace: &namespace, name: &name };
-        let done = if flags.server_side { one.on_server(&document.object).await } else { one.on_client(&document.object, &document.source).await };
+        let done =
+            if flags.server_side { one.on_server(&document.object).await } else { one.on_client(&document.object, &document.source).await };
         match done {
             Ok((object, operation)) => shown.object(&resource, object, operation, dry_run)?,
             Err(error) if refusal(&error).is_some() => cx.fail(&error),
@@ -186,7 +192,8 @@ impl One<'_> {
                 ));
             }
             let last = kept.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
-            let (kind, mut patch) = three_way::patch(&self.resource.api_version(), &self.resource.kind, &last, &without_nulls(&wanted), &live);
+            let (kind, mut patch) =
+                three_way::patch(&self.resource.api_version(), &self.resource.kind, &last, &without_nulls(&wanted), &live);
             drop_server_fields(&mut patch);
             if patch.as_object().is_some_and(Map::is_empty) {
                 return Ok((live, "unchanged"));
@@ -197,7 +204,10 @@ impl One<'_> {
             match client.patch(&path, &query, kind, &patch).await {
                 Ok(object) => return Ok((object, "configured")),
                 Err(error) if refusal(&error).is_some_and(|refusal| refusal.reason == "Conflict") && tries < TRIES_MAX => tries += 1,
-                Err(error) if self.flags.force && refusal(&error).is_some_and(|refusal| matches!(refusal.reason.as_str(), "Invalid" | "Conflict")) => {
+                Err(error)
+                    if self.flags.force
+                        && refusal(&error).is_some_and(|refusal| matches!(refusal.reason.as_str(), "Invalid" | "Conflict")) =>
+                {
                     client.delete(&path, &delete::options(None, -1, DryRun::None)?).await?;
                     delete::gone(self.cx, self.resource, self.namespace, self.name, None, None).await?;
                     let created = client.create(&self.resource.list_path(Some(self.namespace)), &query, &wanted).await?;

@@ -43,7 +43,9 @@ pub async fn can_i(cx: &Context, flags: CanIFlags) -> Result<u8> {
     let (verb, what, name) = match flags.words.as_slice() {
         [verb, what] => (verb, what.as_str(), None),
         [verb, what, name] => (verb, what.as_str(), Some(name.as_str())),
-        _ => bail!("you must specify two arguments: verb resource or verb resource/resourceName.\nSee 'edgectl auth can-i -h' for help and examples."),
+        _ => bail!(
+            "you must specify two arguments: verb resource or verb resource/resourceName.\nSee 'edgectl auth can-i -h' for help and examples."
+        ),
     };
     let spec = if what.starts_with('/') {
         json!({"nonResourceAttributes": {"path": what, "verb": verb}})
@@ -98,7 +100,9 @@ async fn list(cx: &Context, namespace: &str, no_headers: bool) -> Result<u8> {
     if status["incomplete"] == true {
         cx.note("warning: the list may be incomplete");
     }
-    let words = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect() };
+    let words = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
+    };
     let mut rows = vec![];
     for rule in status["resourceRules"].as_array().into_iter().flatten() {
         let groups = words(&rule["apiGroups"]);

@@ -185,7 +185,11 @@ pub async fn resources(cx: &Context, flags: ResourcesFlags) -> Result<u8> {
         Some(other) => bail!("--output {other} is not available"),
     };
     if !flags.no_headers {
-        writer.write(if wide { "NAME\tSHORTNAMES\tAPIVERSION\tNAMESPACED\tKIND\tVERBS\tCATEGORIES\n" } else { "NAME\tSHORTNAMES\tAPIVERSION\tNAMESPACED\tKIND\n" });
+        writer.write(if wide {
+            "NAME\tSHORTNAMES\tAPIVERSION\tNAMESPACED\tKIND\tVERBS\tCATEGORIES\n"
+        } else {
+            "NAME\tSHORTNAMES\tAPIVERSION\tNAMESPACED\tKIND\n"
+        });
     }
     for row in &rows {
         let mut line = format!("{}\t{}\t{}\t{}\t{}", row.plural, row.short_names.join(","), row.api_version(), row.namespaced, row.kind);
@@ -205,9 +209,12 @@ pub struct VersionsFlags {}
 pub async fn versions(cx: &Context, _: VersionsFlags) -> Result<u8> {
     let groups = cx.client()?.get("/apis").await?;
     let core = cx.client()?.get("/api").await?;
-    let mut versions: Vec<String> = core["versions"].as_array().into_iter().flatten().filter_map(|version| version.as_str().map(str::to_owned)).collect();
+    let mut versions: Vec<String> =
+        core["versions"].as_array().into_iter().flatten().filter_map(|version| version.as_str().map(str::to_owned)).collect();
     for group in groups["groups"].as_array().into_iter().flatten() {
-        versions.extend(group["versions"].as_array().into_iter().flatten().filter_map(|version| version["groupVersion"].as_str().map(str::to_owned)));
+        versions.extend(
+            group["versions"].as_array().into_iter().flatten().filter_map(|version| version["groupVersion"].as_str().map(str::to_owned)),
+        );
     }
     versions.sort();
     cx.println(&versions.join("\n"))?;

@@ -65,7 +65,8 @@ async fn offers(cx: &Context, before: &[String], current: &str) -> Vec<String> {
     let Ok(line) = args::split(before, &[], true) else { return vec![] };
     let typed = line.positionals.join(" ");
     // The longest verb that the line begins with, and whatever could make it longer.
-    let verb = verbs().filter(|verb| typed == verb.name || typed.starts_with(&format!("{} ", verb.name))).max_by_key(|verb| verb.name.len());
+    let verb =
+        verbs().filter(|verb| typed == verb.name || typed.starts_with(&format!("{} ", verb.name))).max_by_key(|verb| verb.name.len());
     let longer = |name: &'static str| -> Option<String> {
         let rest = if typed.is_empty() { name } else { name.strip_prefix(&typed)?.strip_prefix(' ')? };
         rest.split(' ').next().map(str::to_owned)

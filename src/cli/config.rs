@@ -109,7 +109,9 @@ pub async fn view(cx: &Context, flags: Flags) -> Result<u8> {
 
 fn flatten(object: &mut Value) -> Result<()> {
     use base64::Engine;
-    for (list, field, keys) in [("clusters", "cluster", &["certificate-authority"][..]), ("users", "user", &["client-certificate", "client-key"][..])] {
+    for (list, field, keys) in
+        [("clusters", "cluster", &["certificate-authority"][..]), ("users", "user", &["client-certificate", "client-key"][..])]
+    {
         for entry in object[list].as_array_mut().into_iter().flatten() {
             for key in keys {
                 let Some(path) = entry[field][key].as_str().map(str::to_owned) else { continue };
@@ -155,7 +157,8 @@ pub async fn current_context(cx: &Context, _: Flags) -> Result<u8> {
 
 pub async fn get_contexts(cx: &Context, flags: Flags) -> Result<u8> {
     let config = cx.kubeconfig()?;
-    let mut contexts: Vec<_> = config.entries("contexts").filter(|(name, _)| flags.names.is_empty() || flags.names.iter().any(|asked| asked == name)).collect();
+    let mut contexts: Vec<_> =
+        config.entries("contexts").filter(|(name, _)| flags.names.is_empty() || flags.names.iter().any(|asked| asked == name)).collect();
     contexts.sort_by_key(|(name, _)| *name);
     let mut writer = Tabwriter::for_tables();
     let by_name = flags.output.as_deref() == Some("name");
@@ -249,7 +252,9 @@ pub async fn delete_context(cx: &Context, flags: Flags) -> Result<u8> {
 }
 
 pub async fn rename_context(cx: &Context, flags: Flags) -> Result<u8> {
-    let [from, to] = flags.names.as_slice() else { bail!("Unexpected args: {:?}\nUsage: edgectl config rename-context CONTEXT_NAME NEW_NAME", flags.names) };
+    let [from, to] = flags.names.as_slice() else {
+        bail!("Unexpected args: {:?}\nUsage: edgectl config rename-context CONTEXT_NAME NEW_NAME", flags.names)
+    };
     let known = |name: &str| -> Result<bool> { Ok(cx.kubeconfig()?.entries("contexts").any(|(known, _)| known == name)) };
     if !known(from)? {
         bail!("cannot rename the context {from:?}, it's not in the kubeconfig");

@@ -70,7 +70,12 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: is_strict(&flags.validate) };
+    let sources = Sources {
+        filenames: &flags.filename,
+        recursive: flags.recursive,
+        kustomize: flags.kustomize.as_deref(),
+        strict: is_strict(&flags.validate),
+    };
     if let Some(path) = &flags.raw {
         for document in super::manifest::read(cx, &sources).await? {
             let answer = cx.client()?.create(path, &Query::new(), &document.object).await?;
@@ -82,8 +87,12 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     if picks.is_empty() {
         bail!("no objects passed to create");
     }
-    let query = Query::new().with("fieldManager", &flags.field_manager).with("fieldValidation", validation(&flags.validate)?).with("dryRun", dry_run.query());
-    let selector = crate::api::selector::Labels::parse(flags.selector.as_deref().unwrap_or_default()).map_err(|error| anyhow!("{error:#}"))?;
+    let query = Query::new()
+        .with("fieldManager", &flags.field_manager)
+        .with("fieldValidation", validation(&flags.validate)?)
+        .with("dryRun", dry_run.query());
+    let selector =
+        crate::api::selector::Labels::parse(flags.selector.as_deref().unwrap_or_default()).map_err(|error| anyhow!("{error:#}"))?;
     let mut shown = Shown::new(cx, &form, flags.show_managed_fields);
     for pick in picks {
         let Pick::One { resource, namespace, document: Some(document), .. } = pick else { continue };
@@ -235,14 +244,26 @@ pub async fn replace(cx: &Context, flags: ReplaceFlags) -> Result<u8> {
     if flags.grace_period >= 0 && !flags.force {
         bail!("--grace-period must have --force specified");
     }
-    let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: is_strict(&flags.validate) };
+    let sources = Sources {
+        filenames: &flags.filename,
+        recursive: flags.recursive,
+        kustomize: flags.kustomize.as_deref(),
+        strict: is_strict(&flags.validate),
+    };
     let picks = select::picks(cx, &Wanted { sources, ..Wanted::default() }).await?;
-    let query = Query::new().with("fieldManager", &flags.field_manager).with("fieldValidation", validation(&flags.validate)?).with("dryRun", dry_run.query());
+    let query = Query::new()
+        .with("fieldManager", &flags.field_manager)
+        .with("fieldValidation", validation(&flags.validate)?)
+        .with("dryRun", dry_run.query());
     let mut shown = Shown::new(cx, &form, false);
     for pick in picks {
         let path = pick.path();
         let Pick::One { resource, namespace, name, document: Some(document) } = pick else { continue };
-        let object = if flags.save_config || document_was_applied(&document) { with_last_applied(&document.object) } else { document.object.clone() };
+        let object = if flags.save_config || document_was_applied(&document) {
+            with_last_applied(&document.object)
+        } else {
+            document.object.clone()
+        };
         let path = match &flags.subresource {
             Some(subresource) => format!("{path}/{subresource}"),
             None => path,

@@ -211,7 +211,14 @@ pub fn options(cascade: Option<&str>, grace_seconds: i64, dry_run: DryRun) -> Re
 }
 
 /// Deletes one object; answers the UID of what goes.
-async fn delete_one(cx: &Context, resource: &Resource, namespace: &str, name: &str, options: &Value, dry_run: DryRun) -> Result<Option<String>> {
+async fn delete_one(
+    cx: &Context,
+    resource: &Resource,
+    namespace: &str,
+    name: &str,
+    options: &Value,
+    dry_run: DryRun,
+) -> Result<Option<String>> {
     let path = resource.path(namespace, name);
     if dry_run == DryRun::Client {
         cx.client()?.get(&path).await?;
@@ -223,7 +230,14 @@ async fn delete_one(cx: &Context, resource: &Resource, namespace: &str, name: &s
 }
 
 /// Waits until the object with this UID is gone; false if the deadline came first.
-pub async fn gone(cx: &Context, resource: &Resource, namespace: &str, name: &str, uid: Option<&str>, deadline: Option<Instant>) -> Result<bool> {
+pub async fn gone(
+    cx: &Context,
+    resource: &Resource,
+    namespace: &str,
+    name: &str,
+    uid: Option<&str>,
+    deadline: Option<Instant>,
+) -> Result<bool> {
     if !resource.has_verb("watch") {
         return Ok(true);
     }

@@ -67,7 +67,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     if found.is_empty() && !cx.failed.get() {
         bail!("no objects to edit");
     }
-    let query = Query::new().with("fieldManager", &flags.field_manager).with("fieldValidation", super::create::validation(&flags.validate)?);
+    let query =
+        Query::new().with("fieldManager", &flags.field_manager).with("fieldValidation", super::create::validation(&flags.validate)?);
     for found in found {
         edit(cx, &found, &flags, &query, as_json).await?;
     }

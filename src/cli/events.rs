@@ -61,7 +61,9 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let wanted = |event: &Value| types.is_empty() || types.contains(&plain(&event["type"]).to_lowercase());
     let mut events = list["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
     events.retain(wanted);
-    events.sort_by_key(|event| [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["eventTime"]].into_iter().find_map(time));
+    events.sort_by_key(|event| {
+        [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["eventTime"]].into_iter().find_map(time)
+    });
     if events.is_empty() && !flags.watch {
         match flags.all_namespaces {
             true => cx.note("No events found."),
@@ -79,7 +81,11 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             events.iter().for_each(|event| writer.write(&row(event, flags.all_namespaces)));
             cx.print(&writer.flush())?;
         }
-        form => cx.print(&output::render(form, &json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": events}), true)?)?,
+        form => cx.print(&output::render(
+            form,
+            &json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": events}),
+            true,
+        )?)?,
     }
     if !flags.watch {
         return Ok(0);
@@ -109,5 +115,10 @@ fn row(event: &Value, with_namespace: bool) -> String {
         age => age,
     };
     let (kind, reason, message) = (plain(&event["type"]), plain(&event["reason"]), plain(&event["message"]));
-    format!("{namespace}{age}\t{kind}\t{reason}\t{}/{}\t{}\n", plain(&about["kind"]), plain(&about["name"]), message.trim().replace('\n', " "))
+    format!(
+        "{namespace}{age}\t{kind}\t{reason}\t{}/{}\t{}\n",
+        plain(&about["kind"]),
+        plain(&about["name"]),
+        message.trim().replace('\n', " ")
+    )
 }

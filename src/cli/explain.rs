@@ -37,14 +37,18 @@ pub struct Flags {
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let [path] = flags.names.as_slice() else {
-        bail!("You must specify the type of resource to explain. Use \"edgectl api-resources\" for a complete list of supported resources.");
+        bail!(
+            "You must specify the type of resource to explain. Use \"edgectl api-resources\" for a complete list of supported resources."
+        );
     };
     if flags.output.as_deref().is_some_and(|output| output != "plaintext") {
         bail!("--output must be 'plaintext'");
     }
     let (resource, fields) = find(cx, path).await?;
     let (group, version) = match &flags.api_version {
-        Some(version) => version.split_once('/').map_or((String::new(), version.clone()), |(group, version)| (group.to_owned(), version.to_owned())),
+        Some(version) => {
+            version.split_once('/').map_or((String::new(), version.clone()), |(group, version)| (group.to_owned(), version.to_owned()))
+        }
         None => (resource.group.to_string(), resource.version.to_string()),
     };
     let client = cx.client()?;
@@ -57,7 +61,9 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let schemas = &document["components"]["schemas"];
     let is_it = |schema: &&Value| {
         let kinds = schema["x-kubernetes-group-version-kind"].as_array().into_iter().flatten();
-        kinds.into_iter().any(|known| known["kind"] == *resource.kind && known["version"] == version && known["group"].as_str().unwrap_or_default() == group)
+        kinds.into_iter().any(|known| {
+            known["kind"] == *resource.kind && known["version"] == version && known["group"].as_str().unwrap_or_default() == group
+        })
     };
     let root = schemas.as_object().into_iter().flatten().map(|(_, schema)| schema).find(is_it);
     let root = root.ok_or_else(|| anyhow!("GVR ({group}/{version}, Resource={}) not found in OpenAPI schema", resource.plural))?;
@@ -115,7 +121,9 @@ fn type_name(schemas: &Value, schema: &Value) -> String {
     let reference = schema["$ref"].as_str().or_else(|| schema["allOf"][0]["$ref"].as_str());
     match reference {
         // A reference to a scalar, as a time, is called by what it is.
-        Some(_) if resolved(schemas, schema)["type"].as_str().is_some_and(|kind| kind != "object") => type_name(schemas, resolved(schemas, schema)),
+        Some(_) if resolved(schemas, schema)["type"].as_str().is_some_and(|kind| kind != "object") => {
+            type_name(schemas, resolved(schemas, schema))
+        }
         Some(reference) => reference.rsplit(['/', '.']).next().unwrap_or("Object").to_owned(),
         None => schema["type"].as_str().filter(|kind| *kind != "object").unwrap_or("Object").to_owned(),
     }

@@ -63,24 +63,22 @@ macro_rules! flags {
                     field_manager: &self.field_manager,
                 }
             }
-
-            /// The one name, and the command behind `--`.
-            fn name_and_command(&self, cx: &Context) -> Result<(&str, &[String])> {
-                let before = cx.names_before_dash().unwrap_or(self.names.len());
-                match &self.names[..before.min(self.names.len())] {
-                    [name] => Ok((name, &self.names[1..])),
-                    names => bail!("exactly one NAME is required, got {}\nSee 'edgectl {} --help' for usage.", names.len(), cx.verb.name),
-                }
-            }
-
-            fn name(&self, cx: &Context) -> Result<&str> {
-                match self.names.as_slice() {
-                    [name] => Ok(name),
-                    names => bail!("exactly one NAME is required, got {}\nSee 'edgectl {} --help' for usage.", names.len(), cx.verb.name),
-                }
-            }
         }
     };
+}
+
+/// The one name that a generator takes.
+fn name<'a>(cx: &Context, names: &'a [String]) -> Result<&'a str> {
+    match names {
+        [name] => Ok(name),
+        names => bail!("exactly one NAME is required, got {}\nSee 'edgectl {} --help' for usage.", names.len(), cx.verb.name),
+    }
+}
+
+/// The one name, and the command behind `--`.
+fn name_and_command<'a>(cx: &Context, names: &'a [String]) -> Result<(&'a str, &'a [String])> {
+    let before = cx.names_before_dash().unwrap_or(names.len()).min(names.len());
+    Ok((name(cx, &names[..before])?, &names[before..]))
 }
 
 /// Sends what a generator made.
@@ -144,7 +142,7 @@ flags! {
 }
 
 pub async fn deployment(cx: &Context, flags: Deployment) -> Result<u8> {
-    let (name, command) = flags.name_and_command(cx)?;
+    let (name, command) = name_and_command(cx, &flags.names)?;
     if flags.image.is_empty() {
         bail!("required flag(s) \"image\" not set");
     }
@@ -197,7 +195,7 @@ flags! {
 }
 
 pub async fn namespace(cx: &Context, flags: Namespace) -> Result<u8> {
-    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": flags.name(cx)?}, "spec": {}, "status": {}});
+    let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name(cx, &flags.names)?}, "spec": {}, "status": {}});
     make(cx, flags.common(), object).await
 }
 
@@ -207,7 +205,7 @@ flags! {
 }
 
 pub async fn service_account(cx: &Context, flags: ServiceAccount) -> Result<u8> {
-    let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": flags.name(cx)?}});
+    let object = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name(cx, &flags.names)?}});
     make(cx, flags.common(), object).await
 }
 
@@ -228,7 +226,7 @@ flags! {
 
 pub async fn config_map(cx: &Context, flags: ConfigMap) -> Result<u8> {
     let entries = entries(&flags.from_file, &flags.from_literal, &flags.from_env_file)?;
-    make(cx, flags.common(), config_map_object(flags.name(cx)?, entries)).await
+    make(cx, flags.common(), config_map_object(name(cx, &flags.names)?, entries)).await
 }
 
 fn config_map_object(name: &str, entries: BTreeMap<String, Vec<u8>>) -> Value {
@@ -325,7 +323,7 @@ flags! {
 
 pub async fn secret(cx: &Context, flags: Secret) -> Result<u8> {
     let entries = entries(&flags.from_file, &flags.from_literal, &flags.from_env_file)?;
-    make(cx, flags.common(), secret_object(flags.name(cx)?, flags.r#type.as_deref(), entries)).await
+    make(cx, flags.common(), secret_object(name(cx, &flags.names)?, flags.r#type.as_deref(), entries)).await
 }
 
 fn secret_object(name: &str, kind: Option<&str>, entries: BTreeMap<String, Vec<u8>>) -> Value {
@@ -366,14 +364,16 @@ pub async fn registry_secret(cx: &Context, flags: RegistrySecret) -> Result<u8> 
         None => {
             for (flag, value) in [("docker-username", &flags.docker_username), ("docker-password", &flags.docker_password)] {
                 if value.is_empty() {
-                    bail!("either --from-file or the combination of --docker-username, --docker-password and --docker-server is required; --{flag} is missing");
+                    bail!(
+                        "either --from-file or the combination of --docker-username, --docker-password and --docker-server is required; --{flag} is missing"
+                    );
                 }
             }
             registry_config(&flags.docker_server, &flags.docker_username, &flags.docker_password, &flags.docker_email).into_bytes()
         }
     };
     let entries = BTreeMap::from([(".dockerconfigjson".to_owned(), content)]);
-    make(cx, flags.common(), secret_object(flags.name(cx)?, Some("kubernetes.io/dockerconfigjson"), entries)).await
+    make(cx, flags.common(), secret_object(name(cx, &flags.names)?, Some("kubernetes.io/dockerconfigjson"), entries)).await
 }
 
 /// Docker's configuration, its fields in the order in which kubectl writes them.
@@ -381,7 +381,12 @@ fn registry_config(server: &str, user: &str, password: &str, mail: &str) -> Stri
     let quoted = |text: &str| Value::from(text).to_string();
     let mail = if mail.is_empty() { String::new() } else { format!("\"email\":{},", quoted(mail)) };
     let both = BASE64.encode(format!("{user}:{password}"));
-    format!("{{\"auths\":{{{}:{{\"username\":{},\"password\":{},{mail}\"auth\":\"{both}\"}}}}}}", quoted(server), quoted(user), quoted(password))
+    format!(
+        "{{\"auths\":{{{}:{{\"username\":{},\"password\":{},{mail}\"auth\":\"{both}\"}}}}}}",
+        quoted(server),
+        quoted(user),
+        quoted(password)
+    )
 }
 
 flags! {
@@ -402,7 +407,7 @@ pub async fn tls_secret(cx: &Context, flags: TlsSecret) -> Result<u8> {
     let identity = crate::wire::tls::Identity { certificate: &certificate, key: &key };
     crate::wire::tls::server(identity, None).map_err(|error| anyhow!("tls: {error:#}"))?;
     let entries = BTreeMap::from([("tls.crt".to_owned(), certificate), ("tls.key".to_owned(), key)]);
-    make(cx, flags.common(), secret_object(flags.name(cx)?, Some("kubernetes.io/tls"), entries)).await
+    make(cx, flags.common(), secret_object(name(cx, &flags.names)?, Some("kubernetes.io/tls"), entries)).await
 }
 
 flags! {
@@ -418,7 +423,7 @@ flags! {
 }
 
 pub async fn job(cx: &Context, flags: Job) -> Result<u8> {
-    let (name, command) = flags.name_and_command(cx)?;
+    let (name, command) = name_and_command(cx, &flags.names)?;
     let object = match (&flags.image, &flags.from) {
         (Some(image), None) => json!({
             "apiVersion": "batch/v1",
@@ -428,7 +433,11 @@ pub async fn job(cx: &Context, flags: Job) -> Result<u8> {
             "status": {},
         }),
         (None, Some(from)) => {
-            let Some(cron) = from.split_once('/').filter(|(kind, _)| matches!(*kind, "cronjob" | "cronjobs" | "cj" | "cronjob.batch")).map(|(_, name)| name) else {
+            let Some(cron) = from
+                .split_once('/')
+                .filter(|(kind, _)| matches!(*kind, "cronjob" | "cronjobs" | "cj" | "cronjob.batch"))
+                .map(|(_, name)| name)
+            else {
                 bail!("from must be an existing cronjob, as cronjob/NAME");
             };
             let path = format!("/apis/batch/v1/namespaces/{}/cronjobs/{cron}", cx.namespace()?);
@@ -469,7 +478,7 @@ flags! {
 }
 
 pub async fn cron_job(cx: &Context, flags: CronJob) -> Result<u8> {
-    let (name, command) = flags.name_and_command(cx)?;
+    let (name, command) = name_and_command(cx, &flags.names)?;
     let (Some(image), Some(schedule)) = (&flags.image, &flags.schedule) else { bail!("required flag(s) \"image\", \"schedule\" not set") };
     let template = json!({"metadata": {}, "spec": {"containers": [container(name, image, command)], "restartPolicy": flags.restart}});
     let object = json!({
@@ -507,7 +516,7 @@ pub async fn service(cx: &Context, flags: Service) -> Result<u8> {
         Some("externalname") => "ExternalName",
         _ => "ClusterIP",
     };
-    let object = service_object(flags.name(cx)?, kind, &flags.tcp, &flags.clusterip, flags.node_port, &flags.external_name)?;
+    let object = service_object(name(cx, &flags.names)?, kind, &flags.tcp, &flags.clusterip, flags.node_port, &flags.external_name)?;
     make(cx, flags.common(), object).await
 }
 
@@ -608,7 +617,8 @@ pub async fn role(cx: &Context, flags: Role) -> Result<u8> {
         rules.push(json!({"nonResourceURLs": words(&flags.paths), "verbs": verbs}));
     }
     let kind = if cx.verb.name.ends_with("clusterrole") { "ClusterRole" } else { "Role" };
-    let object = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": flags.name(cx)?}, "rules": rules});
+    let object =
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": {"name": name(cx, &flags.names)?}, "rules": rules});
     make(cx, flags.common(), object).await
 }
 
@@ -655,7 +665,7 @@ pub async fn role_binding(cx: &Context, flags: RoleBinding) -> Result<u8> {
     let mut object = json!({
         "apiVersion": format!("{GROUP}/v1"),
         "kind": if cluster { "ClusterRoleBinding" } else { "RoleBinding" },
-        "metadata": {"name": flags.name(cx)?},
+        "metadata": {"name": name(cx, &flags.names)?},
         "roleRef": {"apiGroup": GROUP, "kind": kind, "name": role},
     });
     if !subjects.is_empty() {
@@ -686,7 +696,8 @@ pub async fn quota(cx: &Context, flags: Quota) -> Result<u8> {
     if let Some(scopes) = &flags.scopes {
         spec["scopes"] = json!(scopes.split(',').collect::<Vec<_>>());
     }
-    let object = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": flags.name(cx)?}, "spec": spec, "status": {}});
+    let object =
+        json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name(cx, &flags.names)?}, "spec": spec, "status": {}});
     make(cx, flags.common(), object).await
 }
 
@@ -721,7 +732,7 @@ pub async fn disruption_budget(cx: &Context, flags: DisruptionBudget) -> Result<
         _ => bail!("one of min-available or max-unavailable must be specified"),
     }
     let status = json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0});
-    let object = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": flags.name(cx)?}, "spec": spec, "status": status});
+    let object = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name(cx, &flags.names)?}, "spec": spec, "status": status});
     make(cx, flags.common(), object).await
 }
 
@@ -747,7 +758,7 @@ pub async fn priority_class(cx: &Context, flags: PriorityClass) -> Result<u8> {
     let mut object = json!({
         "apiVersion": "scheduling.k8s.io/v1",
         "kind": "PriorityClass",
-        "metadata": {"name": flags.name(cx)?},
+        "metadata": {"name": name(cx, &flags.names)?},
         "value": flags.value.unwrap_or_default(),
         "preemptionPolicy": flags.preemption_policy,
     });
@@ -760,16 +771,20 @@ pub async fn priority_class(cx: &Context, flags: PriorityClass) -> Result<u8> {
     make(cx, flags.common(), object).await
 }
 
-flags! {
-    /// ask for a token of a service account
-    Token {
-        /// whom the token is for; may be repeated
-        #[argh(option)]
-        audience: Vec<String>,
-        /// how long it holds, as 10m
-        #[argh(option)]
-        duration: Option<String>,
-    }
+/// ask for a token of a service account
+#[derive(FromArgs, ArgsInfo)]
+pub struct Token {
+    #[argh(positional)]
+    names: Vec<String>,
+    /// whom the token is for; may be repeated
+    #[argh(option)]
+    audience: Vec<String>,
+    /// how long it holds, as 10m
+    #[argh(option)]
+    duration: Option<String>,
+    /// output format
+    #[argh(option, short = 'o', arg_name = "format")]
+    output: Option<String>,
 }
 
 pub async fn token(cx: &Context, flags: Token) -> Result<u8> {
@@ -781,7 +796,7 @@ pub async fn token(cx: &Context, flags: Token) -> Result<u8> {
         spec["expirationSeconds"] = super::duration(duration)?.as_secs().into();
     }
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": spec});
-    let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", cx.namespace()?, flags.name(cx)?);
+    let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", cx.namespace()?, name(cx, &flags.names)?);
     let answer = cx.client()?.create(&path, &Query::new(), &request).await?;
     match Form::parse(flags.output.as_deref(), None)? {
         form if form.is_table() => cx.println(answer["status"]["token"].as_str().unwrap_or_default())?,
@@ -805,7 +820,10 @@ mod tests {
         assert_eq!(yaml(&made), expected);
         assert!(service_object("svc", "ClusterIP", &[], &None, None, &None).is_err());
         let config = registry_config("r.io", "u", "p", "e@x");
-        assert_eq!(BASE64.encode(config), "eyJhdXRocyI6eyJyLmlvIjp7InVzZXJuYW1lIjoidSIsInBhc3N3b3JkIjoicCIsImVtYWlsIjoiZUB4IiwiYXV0aCI6ImRUcHcifX19");
+        assert_eq!(
+            BASE64.encode(config),
+            "eyJhdXRocyI6eyJyLmlvIjp7InVzZXJuYW1lIjoidSIsInBhc3N3b3JkIjoicCIsImVtYWlsIjoiZUB4IiwiYXV0aCI6ImRUcHcifX19"
+        );
     }
 
     #[test]

@@ -5,13 +5,13 @@ use argh::{ArgsInfo, FromArgs};
 use hyper::Method;
 use serde_json::{Value, json};
 
+use super::Context;
 use super::jsonpath::{Template, compare};
 use super::manifest::Sources;
 use super::output::{self, Form};
 use super::select::{self, Pick, Wanted};
 use super::table::{Options, Printer};
 use super::tabwriter::Tabwriter;
-use super::Context;
 use crate::api::quantity::Quantity;
 use crate::client::{Change, JSON, PAGE_OBJECTS, Query, TABLE, is_not_found, refusal};
 
@@ -110,8 +110,12 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let form = Form::parse(flags.output.as_deref(), flags.template.as_deref())?;
     let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false };
     if flags.names.is_empty() && flags.filename.is_empty() && flags.kustomize.is_none() {
-        cx.note("You must specify the type of resource to get. Use \"edgectl api-resources\" for a complete list of supported resources.\n");
-        bail!("Required resource not specified.\nUse \"edgectl explain <resource>\" for a detailed description of that resource (e.g. edgectl explain pods).\nSee 'edgectl get -h' for help and examples");
+        cx.note(
+            "You must specify the type of resource to get. Use \"edgectl api-resources\" for a complete list of supported resources.\n",
+        );
+        bail!(
+            "Required resource not specified.\nUse \"edgectl explain <resource>\" for a detailed description of that resource (e.g. edgectl explain pods).\nSee 'edgectl get -h' for help and examples"
+        );
     }
     let wanted = Wanted {
         names: &flags.names,
@@ -167,7 +171,8 @@ impl Get<'_> {
     /// The printer for one kind; `among` are all kinds that are shown, which decides whether names carry theirs.
     fn printer(&self, pick: &Pick, among: &[&Pick], wide: bool) -> Printer {
         let several = among.iter().any(|other| !is_same_kind(pick, other));
-        let kind_prefix = if several || self.flags.show_kind { format!("{}/", pick.resource().qualified_singular()) } else { String::new() };
+        let kind_prefix =
+            if several || self.flags.show_kind { format!("{}/", pick.resource().qualified_singular()) } else { String::new() };
         Printer::new(Options {
             wide,
             with_namespace: self.flags.all_namespaces && pick.resource().namespaced,
@@ -263,9 +268,10 @@ impl Get<'_> {
         for pick in self.picks {
             let read = match pick {
                 Pick::One { .. } => client.get(&self.path(pick)).await.map(|object| vec![object]),
-                Pick::List { .. } => {
-                    client.list(&self.path(pick), &self.query()).await.map(|mut list| list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
-                }
+                Pick::List { .. } => client
+                    .list(&self.path(pick), &self.query())
+                    .await
+                    .map(|mut list| list["items"].as_array_mut().map(std::mem::take).unwrap_or_default()),
             };
             match read {
                 Ok(objects) => items.extend(objects),
@@ -278,7 +284,10 @@ impl Get<'_> {
             sort_by(&mut items, |item| item, &Template::parse_relaxed(sort)?);
         }
         let single = matches!(self.picks, [Pick::One { .. }]);
-        let nothing = items.is_empty() && (single || !errors.is_empty() || self.flags.ignore_not_found && !self.picks.iter().any(|pick| matches!(pick, Pick::List { .. })));
+        let nothing = items.is_empty()
+            && (single
+                || !errors.is_empty()
+                || self.flags.ignore_not_found && !self.picks.iter().any(|pick| matches!(pick, Pick::List { .. })));
         if !nothing {
             let mut object = match (single, items.len()) {
                 (true, 1) => items.remove(0),
@@ -426,7 +435,8 @@ fn with_event_column(table: &mut Value, change: Change) {
 /// Sorts as kubectl does: numbers and quantities by value, texts by their letters with the numbers in them counted; what has no such field first.
 fn sort_by<T>(rows: &mut [T], object: impl Fn(&T) -> &Value, path: &Template) {
     rows.sort_by(|a, b| {
-        let key = |row: &T| path.results(object(row), true).ok().and_then(|results| results.concat().first().map(|found| found.value().clone()));
+        let key =
+            |row: &T| path.results(object(row), true).ok().and_then(|results| results.concat().first().map(|found| found.value().clone()));
         let (a, b) = (key(a), key(b));
         match (&a, &b) {
             (Some(Value::String(one)), Some(Value::String(other))) => match (Quantity::parse(one), Quantity::parse(other)) {

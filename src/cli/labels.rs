@@ -126,7 +126,9 @@ async fn change(cx: &Context, flags: Flags, field: &str) -> Result<u8> {
                 let known = present[key].as_str().unwrap_or_default();
                 match field {
                     "labels" => cx.fail(&anyhow::anyhow!("'{key}' already has a value ({known}), and --overwrite is false")),
-                    _ => cx.fail(&anyhow::anyhow!("--overwrite is false but found the following declared annotation(s): '{key}' already has a value ({known})")),
+                    _ => cx.fail(&anyhow::anyhow!(
+                        "--overwrite is false but found the following declared annotation(s): '{key}' already has a value ({known})"
+                    )),
                 }
                 continue;
             }

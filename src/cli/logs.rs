@@ -99,7 +99,10 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let query = query(&flags)?;
     let most = flags.max_log_requests.unwrap_or(STREAMS_MAX);
     if flags.follow && sources.len() > most {
-        bail!("you are attempting to follow {} log streams, but maximum allowed concurrency is {most}, use --max-log-requests to increase the limit", sources.len());
+        bail!(
+            "you are attempting to follow {} log streams, but maximum allowed concurrency is {most}, use --max-log-requests to increase the limit",
+            sources.len()
+        );
     }
     let read = |source: Source| {
         let query = query.clone();
@@ -166,7 +169,9 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
         return Ok((pods, flags.prefix));
     }
     let name = match names.len() {
-        0 => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command\nSee 'edgectl logs -h' for help and examples"),
+        0 => bail!(
+            "expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command\nSee 'edgectl logs -h' for help and examples"
+        ),
         1 | 2 => names.remove(0),
         _ => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'"),
     };
@@ -194,7 +199,11 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
         let mut pods = list["items"].as_array().cloned().unwrap_or_default();
         // Those most likely to have something to say come first.
         pods.sort_by_key(|pod| {
-            let ready = pod["status"]["conditions"].as_array().into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
+            let ready = pod["status"]["conditions"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|condition| condition["type"] == "Ready" && condition["status"] == "True");
             let phase = match pod["status"]["phase"].as_str() {
                 Some("Running") => 0,
                 Some("Pending") | None => 2,

@@ -171,7 +171,9 @@ fn reread(value: &mut Value, ty: schema::Type) {
             }
         }
         (schema::Type::List(elements), Value::Array(items)) => items.iter_mut().for_each(|item| reread(item, schema::element(elements))),
-        (schema::Type::Map(elements), Value::Object(fields)) => fields.values_mut().for_each(|item| reread(item, schema::element(elements))),
+        (schema::Type::Map(elements), Value::Object(fields)) => {
+            fields.values_mut().for_each(|item| reread(item, schema::element(elements)))
+        }
         (schema::Type::Bool, Value::String(text)) => match text.to_lowercase().as_str() {
             "yes" | "on" | "y" => *value = true.into(),
             "no" | "off" | "n" => *value = false.into(),
@@ -198,7 +200,8 @@ mod tests {
     #[test]
     fn documents_and_lists_are_taken_apart() {
         let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: b}}\n- {apiVersion: v1, kind: Service, metadata: {name: c}}\n";
-        let names: Vec<String> = objects(text).unwrap().iter().map(|object| object["metadata"]["name"].as_str().unwrap().to_owned()).collect();
+        let names: Vec<String> =
+            objects(text).unwrap().iter().map(|object| object["metadata"]["name"].as_str().unwrap().to_owned()).collect();
         assert_eq!(names, ["a", "b", "c"]);
         let list = r#"{"apiVersion":"v1","kind":"PodList","items":[{"metadata":{"name":"a"}}]}"#;
         assert_eq!(objects(list).unwrap(), [json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}})]);

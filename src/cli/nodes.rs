@@ -60,7 +60,8 @@ async fn mark(cx: &Context, flags: CordonFlags, closed: bool) -> Result<u8> {
 }
 
 async fn nodes(cx: &Context, names: &[String], selector: &str, all: bool) -> Result<Vec<Found>> {
-    let words: Vec<String> = std::iter::once("nodes".to_owned()).chain(names.iter().map(|name| name.trim_start_matches("node/").to_owned())).collect();
+    let words: Vec<String> =
+        std::iter::once("nodes".to_owned()).chain(names.iter().map(|name| name.trim_start_matches("node/").to_owned())).collect();
     select::objects(cx, &Wanted { names: &words, selector, all, ..Wanted::default() }).await
 }
 
@@ -125,7 +126,12 @@ impl Changes {
     fn apply(&self, node: &str, present: &[Value], overwrite: bool) -> Result<(Vec<Value>, &'static str)> {
         let same = |one: &Value, other: &Value| one["key"] == other["key"] && one["effect"] == other["effect"];
         if !overwrite {
-            let taken: Vec<&str> = self.add.iter().filter(|taint| present.iter().any(|known| same(taint, known))).filter_map(|taint| taint["key"].as_str()).collect();
+            let taken: Vec<&str> = self
+                .add
+                .iter()
+                .filter(|taint| present.iter().any(|known| same(taint, known)))
+                .filter_map(|taint| taint["key"].as_str())
+                .collect();
             if !taken.is_empty() {
                 bail!("node {node} already has {} taint(s) with same effect(s) and --overwrite is false", taken.join(","));
             }
@@ -152,7 +158,9 @@ impl Changes {
 
 pub async fn taint(cx: &Context, flags: TaintFlags) -> Result<u8> {
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let Some((kind, words)) = flags.words.split_first() else { bail!("one or more taint updates are required, behind the type and the name of a node") };
+    let Some((kind, words)) = flags.words.split_first() else {
+        bail!("one or more taint updates are required, behind the type and the name of a node")
+    };
     let (kind, first) = kind.split_once('/').map_or((kind.as_str(), None), |(kind, name)| (kind, Some(name.to_owned())));
     if !super::known(kind).is_some_and(|row| &*row.plural == "nodes") {
         bail!("invalid resource type {kind}, only node types are supported");

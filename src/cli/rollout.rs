@@ -130,7 +130,10 @@ fn progress(object: &Value, revision: i64) -> Result<(String, bool)> {
                 return Ok(("Waiting for deployment spec update to be observed...\n".into(), false));
             }
             let late = status["conditions"].as_array().into_iter().flatten();
-            if late.filter(|condition| condition["type"] == "Progressing").any(|condition| condition["reason"] == "ProgressDeadlineExceeded") {
+            if late
+                .filter(|condition| condition["type"] == "Progressing")
+                .any(|condition| condition["reason"] == "ProgressDeadlineExceeded")
+            {
                 bail!("deployment {name:?} exceeded its progress deadline");
             }
             let head = format!("Waiting for deployment {name:?} rollout to finish: ");
@@ -179,14 +182,20 @@ fn progress(object: &Value, revision: i64) -> Result<(String, bool)> {
             if partition > 0 {
                 let goal = wanted - partition;
                 return match updated < goal {
-                    true => Ok((format!("Waiting for partitioned roll out to finish: {updated} out of {goal} new pods have been updated...\n"), false)),
+                    true => Ok((
+                        format!("Waiting for partitioned roll out to finish: {updated} out of {goal} new pods have been updated...\n"),
+                        false,
+                    )),
                     false => Ok((format!("partitioned roll out complete: {updated} new pods have been updated...\n"), true)),
                 };
             }
-            let (update, current) = (status["updateRevision"].as_str().unwrap_or_default(), status["currentRevision"].as_str().unwrap_or_default());
+            let (update, current) =
+                (status["updateRevision"].as_str().unwrap_or_default(), status["currentRevision"].as_str().unwrap_or_default());
             match update != current {
                 true => Ok((format!("waiting for statefulset rolling update to complete {updated} pods at revision {update}...\n"), false)),
-                false => Ok((format!("statefulset rolling update complete {} pods at revision {current}...\n", count("currentReplicas")), true)),
+                false => {
+                    Ok((format!("statefulset rolling update complete {} pods at revision {current}...\n", count("currentReplicas")), true))
+                }
             }
         }
         other => bail!("no status viewer has been implemented for {other:?}"),
@@ -219,7 +228,8 @@ async fn revisions(cx: &Context, found: &Found) -> Result<BTreeMap<i64, Revision
             continue;
         }
         let annotations = &object["metadata"]["annotations"];
-        let number = if is_deployment { annotations[REVISION].as_str().and_then(|text| text.parse().ok()) } else { object["revision"].as_i64() };
+        let number =
+            if is_deployment { annotations[REVISION].as_str().and_then(|text| text.parse().ok()) } else { object["revision"].as_i64() };
         let Some(number) = number else { continue };
         let template = if is_deployment { &object["spec"]["template"] } else { &object["data"]["spec"]["template"] };
         let cause = annotations[CHANGE_CAUSE].as_str().filter(|cause| !cause.is_empty()).unwrap_or("<none>").to_owned();
@@ -236,14 +246,20 @@ pub async fn history(cx: &Context, flags: Flags) -> Result<u8> {
         if flags.revision > 0 {
             let Some(revision) = revisions.get(&flags.revision) else { bail!("unable to find the specified revision") };
             match form {
-                Form::Table { .. } => cx.print(&format!("{title} with revision #{}\n{}\n", flags.revision, describe::template(&revision.template)))?,
+                Form::Table { .. } => {
+                    cx.print(&format!("{title} with revision #{}\n{}\n", flags.revision, describe::template(&revision.template)))?
+                }
                 _ => cx.print(&output::render(&form, &revision.object, true)?)?,
             }
             continue;
         }
         if !form.is_table() {
             let mut objects: Vec<Value> = revisions.into_values().map(|revision| revision.object).collect();
-            let object = if objects.len() == 1 { objects.remove(0) } else { json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": objects}) };
+            let object = if objects.len() == 1 {
+                objects.remove(0)
+            } else {
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": objects})
+            };
             cx.print(&output::render(&form, &object, true)?)?;
             continue;
         }
@@ -313,7 +329,10 @@ async fn undo_one(cx: &Context, found: &Found, flags: &Flags, dry_run: DryRun) -
     }
     let pick = |annotations: &Value, own: bool| -> Map<String, Value> {
         let annotations = annotations.as_object().into_iter().flatten();
-        annotations.filter(|(key, _)| OWN_ANNOTATIONS.contains(&key.as_str()) == own).map(|(key, value)| (key.clone(), value.clone())).collect()
+        annotations
+            .filter(|(key, _)| OWN_ANNOTATIONS.contains(&key.as_str()) == own)
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     };
     let mut annotations = pick(&object["metadata"]["annotations"], true);
     annotations.extend(pick(&revision.object["metadata"]["annotations"], false));

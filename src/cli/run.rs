@@ -76,16 +76,15 @@ pub struct RunFlags {
     /// output format
     #[argh(option, short = 'o', arg_name = "format")]
     output: Option<String>,
-    /// print the name only
-    #[argh(switch, short = 'q')]
-    quiet: bool,
     /// name that owns the fields
     #[argh(option, default = "\"kubectl-run\".to_owned()")]
     field_manager: String,
 }
 
 pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
-    let Some((name, command)) = flags.words.split_first() else { bail!("NAME is required for run\nSee 'edgectl run -h' for help and examples") };
+    let Some((name, command)) = flags.words.split_first() else {
+        bail!("NAME is required for run\nSee 'edgectl run -h' for help and examples")
+    };
     let Some(image) = flags.image.as_deref().filter(|image| !image.is_empty()) else { bail!("required flag(s) \"image\" not set") };
     if flags.attach || flags.stdin || flags.rm {
         bail!("attaching to a container (-i, --attach, --rm) is not available; run the pod without it and read its logs");
@@ -133,7 +132,8 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
         if let Some(asked) = cx.namespace_flag() {
             object["metadata"]["namespace"] = asked.into();
         }
-        let resource = super::known(&object["kind"].as_str().unwrap_or_default().to_lowercase()).ok_or_else(|| anyhow!("no such resource"))?;
+        let resource =
+            super::known(&object["kind"].as_str().unwrap_or_default().to_lowercase()).ok_or_else(|| anyhow!("no such resource"))?;
         let object = send(cx, &resource, &namespace, &object, &query, dry_run).await?;
         shown.object(&resource, object, "created", dry_run)?;
     }
@@ -297,7 +297,11 @@ fn service(object: &Value, flags: &ExposeFlags) -> Result<Value> {
                 "Pod" => &object["spec"],
                 _ => &object["spec"]["template"]["spec"],
             };
-            let of_containers = spec["containers"].as_array().into_iter().flatten().flat_map(|container| container["ports"].as_array().into_iter().flatten());
+            let of_containers = spec["containers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .flat_map(|container| container["ports"].as_array().into_iter().flatten());
             let of_service = object["spec"]["ports"].as_array().into_iter().flatten();
             for (port, field) in of_containers.map(|port| (port, "containerPort")).chain(of_service.map(|port| (port, "port"))) {
                 let known = port["protocol"].as_str().unwrap_or("TCP");
@@ -322,7 +326,12 @@ fn service(object: &Value, flags: &ExposeFlags) -> Result<Value> {
     if !ports.is_empty() {
         spec["ports"] = json!(ports);
     }
-    for (field, value) in [("type", &flags.r#type), ("clusterIP", &flags.cluster_ip), ("externalName", &flags.external_name), ("sessionAffinity", &flags.session_affinity)] {
+    for (field, value) in [
+        ("type", &flags.r#type),
+        ("clusterIP", &flags.cluster_ip),
+        ("externalName", &flags.external_name),
+        ("sessionAffinity", &flags.session_affinity),
+    ] {
         if let Some(value) = value {
             spec[field] = value.as_str().into();
         }

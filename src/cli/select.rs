@@ -4,8 +4,8 @@
 use anyhow::{Result, anyhow, bail};
 use serde_json::Value;
 
-use super::manifest::{self, Document, Sources};
 use super::Context;
+use super::manifest::{self, Document, Sources};
 use crate::client::discovery::Unknown;
 use crate::client::{Query, Resource, refusal};
 
@@ -26,9 +26,17 @@ pub struct Wanted<'a> {
 /// One object, or all of one type.
 #[derive(Debug, Clone)]
 pub enum Pick {
-    One { resource: Resource, namespace: String, name: String, document: Option<Document> },
+    One {
+        resource: Resource,
+        namespace: String,
+        name: String,
+        document: Option<Document>,
+    },
     /// In one namespace, or in all (or of the cluster) if there is none.
-    List { resource: Resource, namespace: Option<String> },
+    List {
+        resource: Resource,
+        namespace: Option<String>,
+    },
 }
 
 impl Pick {
@@ -55,17 +63,11 @@ pub struct Found {
     pub name: String,
     /// As the server has it.
     pub object: Value,
-    pub document: Option<Document>,
 }
 
 impl Found {
     pub fn path(&self) -> String {
         self.resource.path(&self.namespace, &self.name)
-    }
-
-    /// What an error message calls the place it came from.
-    pub fn source(&self) -> &str {
-        self.document.as_ref().map_or("", |document| &document.source)
     }
 }
 
@@ -82,14 +84,18 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
         return Ok(picks);
     }
     let Some(first) = wanted.names.first() else {
-        bail!("You must provide one or more resources by argument or filename.\nExample resource specifications include:\n   '-f rsrc.yaml'\n   '--filename=rsrc.json'\n   '<resource> <name>'\n   '<resource>'");
+        bail!(
+            "You must provide one or more resources by argument or filename.\nExample resource specifications include:\n   '-f rsrc.yaml'\n   '--filename=rsrc.json'\n   '<resource> <name>'\n   '<resource>'"
+        );
     };
     let selects = !wanted.selector.is_empty() || !wanted.field_selector.is_empty();
     if first.contains('/') {
         let mut picks = vec![];
         for word in wanted.names {
             let Some((kind, name)) = word.split_once('/').filter(|(kind, name)| !kind.is_empty() && !name.is_empty()) else {
-                bail!("there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'");
+                bail!(
+                    "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
+                );
             };
             if name.contains('/') {
                 bail!("arguments in resource/name form may not have more than one slash");
@@ -106,7 +112,9 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
     let resources = types(cx, first).await?;
     let names = &wanted.names[1..];
     if names.iter().any(|word| word.contains('/')) {
-        bail!("there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'");
+        bail!(
+            "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
+        );
     }
     let mut picks = vec![];
     for resource in resources {
@@ -195,7 +203,7 @@ pub async fn objects(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Found>> {
         let path = pick.path();
         match pick {
             Pick::One { resource, namespace, name, document } => match cx.client()?.get(&path).await {
-                Ok(object) => found.push(Found { resource, namespace, name, object, document }),
+                Ok(object) => found.push(Found { resource, namespace, name, object }),
                 Err(error) if refusal(&error).is_some() => cx.fail(&in_source(error, "retrieving", document.as_ref())),
                 Err(error) => return Err(error),
             },
@@ -203,7 +211,7 @@ pub async fn objects(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Found>> {
                 let mut list = cx.client()?.list(&path, &query).await?;
                 for object in list["items"].as_array_mut().map(std::mem::take).unwrap_or_default() {
                     let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
-                    found.push(Found { resource: resource.clone(), namespace: text("namespace"), name: text("name"), object, document: None });
+                    found.push(Found { resource: resource.clone(), namespace: text("namespace"), name: text("name"), object });
                 }
             }
         }

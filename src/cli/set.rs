@@ -202,7 +202,8 @@ async fn list(cx: &Context, flags: &Flags, names: &[String]) -> Result<u8> {
 /// Where the value of a variable comes from, in words.
 fn source_text(source: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (field, resource, map, secret) = (&source["fieldRef"], &source["resourceFieldRef"], &source["configMapKeyRef"], &source["secretKeyRef"]);
+    let (field, resource, map, secret) =
+        (&source["fieldRef"], &source["resourceFieldRef"], &source["configMapKeyRef"], &source["secretKeyRef"]);
     if field.is_object() {
         format!("field path {}", text(&field["fieldPath"]))
     } else if resource.is_object() {
@@ -268,7 +269,13 @@ async fn objects(cx: &Context, flags: &Flags, names: &[String]) -> Result<Vec<Fo
 }
 
 /// Changes the pod spec of each object and sends the difference.
-async fn apply(cx: &Context, flags: &Flags, names: &[String], operation: &str, change: impl Fn(&Found, &mut Value) -> Result<()>) -> Result<u8> {
+async fn apply(
+    cx: &Context,
+    flags: &Flags,
+    names: &[String],
+    operation: &str,
+    change: impl Fn(&Found, &mut Value) -> Result<()>,
+) -> Result<u8> {
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
     let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
@@ -310,7 +317,15 @@ mod tests {
 
     #[test]
     fn patterns_name_containers() {
-        for (pattern, name, expected) in [("*", "a", true), ("a", "a", true), ("a", "ab", false), ("a*", "ab", true), ("*b", "ab", true), ("a*c", "abc", true), ("a*d", "abc", false)] {
+        for (pattern, name, expected) in [
+            ("*", "a", true),
+            ("a", "a", true),
+            ("a", "ab", false),
+            ("a*", "ab", true),
+            ("*b", "ab", true),
+            ("a*c", "abc", true),
+            ("a*d", "abc", false),
+        ] {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
         }
     }

@@ -176,7 +176,7 @@ mod tests {
         );
         check(
             Options { show_labels: true, label_columns: vec!["x/tier".into()], ..headers },
-            "NAME   STATUS       TIER     LABELS\nweb    Running...   f        a=b,x/tier=f\ndb                           <none>\n",
+            "NAME   STATUS       TIER   LABELS\nweb    Running...   f      a=b,x/tier=f\ndb                         <none>\n",
         );
         check(Options::default(), "web   Running...\ndb    \n");
     }

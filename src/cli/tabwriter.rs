@@ -21,11 +21,6 @@ impl Tabwriter {
         Self { width_min: 0, padding: 2, remembered: None, pending: String::new() }
     }
 
-    /// The layout of smaller lists such as `api-resources`; the same as tables, but nothing is remembered.
-    pub fn plain(width_min: usize, padding: usize) -> Self {
-        Self { width_min, padding, remembered: None, pending: String::new() }
-    }
-
     pub fn write(&mut self, text: &str) {
         self.pending += text;
     }

@@ -28,7 +28,12 @@ fn map_of(value: &Value) -> Cow<'_, Map<String, Value>> {
     }
 }
 
-fn maps(message: Option<Message>, last: &Map<String, Value>, wanted: &Map<String, Value>, current: &Map<String, Value>) -> Map<String, Value> {
+fn maps(
+    message: Option<Message>,
+    last: &Map<String, Value>,
+    wanted: &Map<String, Value>,
+    current: &Map<String, Value>,
+) -> Map<String, Value> {
     let mut patch = Map::new();
     for (key, wanted) in wanted {
         let field = message.and_then(|message| message.field(key));
@@ -129,7 +134,11 @@ fn keyed_lists(
             changes.push(json!({"$patch": "delete", merge_key: element[merge_key]}));
         }
     }
-    let common: Vec<&Value> = current.iter().map(|element| &element[merge_key]).filter(|name| wanted.iter().any(|element| element[merge_key] == **name)).collect();
+    let common: Vec<&Value> = current
+        .iter()
+        .map(|element| &element[merge_key])
+        .filter(|name| wanted.iter().any(|element| element[merge_key] == **name))
+        .collect();
     let in_order: Vec<&Value> = wanted.iter().map(|element| &element[merge_key]).filter(|name| common.contains(name)).collect();
     if !changes.is_empty() || common != in_order {
         let order: Vec<Value> = wanted.iter().map(|element| json!({merge_key: element[merge_key]})).collect();
@@ -170,20 +179,41 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_sent_and_what_others_wrote_stays() {
-        check(json!({"spec": {"replicas": 1}}), json!({"spec": {"replicas": 2}}), json!({"spec": {"replicas": 1, "paused": true}}), json!({"spec": {"replicas": 2}}));
-        check(json!({"spec": {"replicas": 1}}), json!({"spec": {"replicas": 1}}), json!({"spec": {"replicas": 1}, "status": {}}), json!({}));
+        check(
+            json!({"spec": {"replicas": 1}}),
+            json!({"spec": {"replicas": 2}}),
+            json!({"spec": {"replicas": 1, "paused": true}}),
+            json!({"spec": {"replicas": 2}}),
+        );
+        check(
+            json!({"spec": {"replicas": 1}}),
+            json!({"spec": {"replicas": 1}}),
+            json!({"spec": {"replicas": 1}, "status": {}}),
+            json!({}),
+        );
         // Somebody scaled it; the manifest says nothing of replicas.
         check(json!({"spec": {}}), json!({"spec": {}}), json!({"spec": {"replicas": 5}}), json!({}));
         // What the manifest no longer says goes.
-        check(json!({"spec": {"replicas": 1, "paused": true}}), json!({"spec": {"replicas": 1}}), json!({"spec": {"replicas": 1, "paused": true}}), json!({"spec": {"paused": null}}));
-        check(json!({}), json!({"metadata": {"labels": {"a": "b"}}}), json!({"metadata": {"name": "x"}}), json!({"metadata": {"labels": {"a": "b"}}}));
+        check(
+            json!({"spec": {"replicas": 1, "paused": true}}),
+            json!({"spec": {"replicas": 1}}),
+            json!({"spec": {"replicas": 1, "paused": true}}),
+            json!({"spec": {"paused": null}}),
+        );
+        check(
+            json!({}),
+            json!({"metadata": {"labels": {"a": "b"}}}),
+            json!({"metadata": {"name": "x"}}),
+            json!({"metadata": {"labels": {"a": "b"}}}),
+        );
     }
 
     #[test]
     fn containers_are_matched_by_name() {
         let last = pod_spec(json!({"containers": [{"name": "a", "image": "x:1"}, {"name": "old", "image": "y"}]}));
         let wanted = pod_spec(json!({"containers": [{"name": "a", "image": "x:2"}, {"name": "b", "image": "z"}]}));
-        let current = pod_spec(json!({"containers": [{"name": "a", "image": "x:1", "imagePullPolicy": "Always"}, {"name": "old", "image": "y"}]}));
+        let current =
+            pod_spec(json!({"containers": [{"name": "a", "image": "x:1", "imagePullPolicy": "Always"}, {"name": "old", "image": "y"}]}));
         let expected = pod_spec(json!({
             "$setElementOrder/containers": [{"name": "a"}, {"name": "b"}],
             "containers": [{"image": "x:2", "name": "a"}, {"image": "z", "name": "b"}, {"$patch": "delete", "name": "old"}]

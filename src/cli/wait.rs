@@ -80,9 +80,12 @@ impl Goal {
             // The value stands behind the brace that closes the path.
             let end = path.rfind('}').map_or(path.len(), |end| end + 1);
             let (path, rest) = path.split_at(end);
+            let rest = rest.trim_start_matches(['\'', '"']);
             let value = rest.strip_prefix('=').map(|value| value.trim_matches(['\'', '"']).to_owned());
             if value.is_none() && !rest.is_empty() {
-                bail!("jsonpath wait format must be --for=jsonpath='{{.status.readyReplicas}}'=3 or --for=jsonpath='{{.status.readyReplicas}}'");
+                bail!(
+                    "jsonpath wait format must be --for=jsonpath='{{.status.readyReplicas}}'=3 or --for=jsonpath='{{.status.readyReplicas}}'"
+                );
             }
             return Ok(Self::Path { template: Template::parse_relaxed(path.trim_matches(['\'', '"']))?, value });
         }
@@ -99,7 +102,8 @@ impl Goal {
                 let lags = |seen: &Value| seen.as_i64().is_some_and(|seen| generation.is_some_and(|generation| seen < generation));
                 let same = |condition: &&Value| condition["type"].as_str().is_some_and(|known| known.to_lowercase() == *name);
                 let Some(condition) = object["status"]["conditions"].as_array().into_iter().flatten().find(same) else { return Ok(false) };
-                let stale = lags(&condition["observedGeneration"]) || (condition["observedGeneration"].is_null() && lags(&object["status"]["observedGeneration"]));
+                let stale = lags(&condition["observedGeneration"])
+                    || (condition["observedGeneration"].is_null() && lags(&object["status"]["observedGeneration"]));
                 Ok(!stale && condition["status"].as_str().is_some_and(|known| known.to_lowercase() == *value))
             }
             Self::Path { template, value } => {

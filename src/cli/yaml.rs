@@ -336,9 +336,7 @@ fn is_base_60(text: &str) -> bool {
         && rest.iter().enumerate().all(|(index, part)| {
             let (whole, fraction) = part.split_once('.').unwrap_or((part, ""));
             let last = index + 1 == rest.len();
-            whole.parse::<u8>().is_ok_and(|value| value < 60 && whole.len() <= 2)
-                && (last || !part.contains('.'))
-                && number(fraction)
+            whole.parse::<u8>().is_ok_and(|value| value < 60 && whole.len() <= 2) && (last || !part.contains('.')) && number(fraction)
         })
 }
 

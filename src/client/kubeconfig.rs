@@ -39,8 +39,6 @@ pub struct Overrides {
 pub struct Target {
     /// `https://host:port`, perhaps with a path.
     pub server: String,
-    /// The context's namespace; `default` if it has none.
-    pub namespace: String,
     pub certificate_authority: Option<Vec<u8>>,
     pub client_certificate: Option<Vec<u8>>,
     pub client_key: Option<Vec<u8>>,
@@ -52,7 +50,6 @@ pub struct Target {
 /// Several files read as one: the first file that names something wins.
 #[derive(Debug, Default, Clone)]
 pub struct Kubeconfig {
-    pub files: Vec<PathBuf>,
     pub merged: Value,
 }
 
@@ -119,7 +116,7 @@ pub fn load(explicit: Option<&str>) -> Result<Kubeconfig> {
             }
         }
     }
-    Ok(Kubeconfig { files, merged: Value::Mapping(merged) })
+    Ok(Kubeconfig { merged: Value::Mapping(merged) })
 }
 
 /// Paths in a kubeconfig are relative to the file that holds them.
@@ -215,7 +212,6 @@ impl Kubeconfig {
         };
         let insecure = overrides.insecure || cluster["insecure-skip-tls-verify"].as_bool() == Some(true);
         Ok(Target {
-            namespace: self.namespace(context_name).to_owned(),
             certificate_authority: pem(&overrides.certificate_authority, &cluster, "certificate-authority")?.filter(|_| !insecure),
             client_certificate: pem(&overrides.client_certificate, &user, "client-certificate")?,
             client_key: pem(&overrides.client_key, &user, "client-key")?,
@@ -405,10 +401,10 @@ mod tests {
         let config = load(path.to_str()).unwrap();
         assert_eq!(config.current_context(), Some("edge"));
         let target = config.target(&Overrides::default()).unwrap();
-        assert_eq!((target.server.as_str(), target.namespace.as_str()), ("https://127.0.0.1:6443", "default"));
+        assert_eq!((target.server.as_str(), config.namespace(None)), ("https://127.0.0.1:6443", "default"));
         assert_eq!(target.client_key.as_deref(), Some(&b"KEY"[..]));
         let prod = config.target(&Overrides { context: Some("prod".into()), ..Overrides::default() }).unwrap();
-        assert_eq!((prod.namespace.as_str(), prod.token.as_deref()), ("shop", Some("secret")));
+        assert_eq!((config.namespace(Some("prod")), prod.token.as_deref()), ("shop", Some("secret")));
         assert_eq!(prod.certificate_authority.as_deref(), Some(&b"PROD CA"[..]));
         remove(&path, "edge").unwrap();
         let left: Value = serde_yaml::from_str(&fs::read_to_string(&path).unwrap()).unwrap();

@@ -10,13 +10,13 @@ use anyhow::Result;
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
-pub use node::{roles, taint_text};
-pub use page::{date, event_age, plain, selector_text, since, time};
+pub use node::taint_text;
+pub use page::{event_age, plain, selector_text, since, time};
 pub use workload::same_template;
 
+use super::Context;
 use super::manifest::Sources;
 use super::select::{self, Found, Pick, Wanted};
-use super::Context;
 use crate::client::{Query, is_not_found, refusal};
 
 pub const EXAMPLES: &str = "# A pod and the story of its start
@@ -110,7 +110,7 @@ pub fn template(template: &Value) -> String {
 
 fn found(pick: &Pick, object: Value) -> Found {
     let text = |key: &str| plain(&object["metadata"][key]);
-    Found { resource: pick.resource().clone(), namespace: text("namespace"), name: text("name"), object, document: None }
+    Found { resource: pick.resource().clone(), namespace: text("namespace"), name: text("name"), object }
 }
 
 async fn list(cx: &Context, path: &str, query: &Query) -> Result<Vec<Value>> {

@@ -114,7 +114,8 @@ pub fn taint_text(taint: &Value) -> String {
 }
 
 fn usage(page: &mut Page, pods: &[Value], status: &Value) {
-    let total = if status["allocatable"].as_object().is_some_and(|list| !list.is_empty()) { &status["allocatable"] } else { &status["capacity"] };
+    let total =
+        if status["allocatable"].as_object().is_some_and(|list| !list.is_empty()) { &status["allocatable"] } else { &status["capacity"] };
     let share = |amount: Quantity, name: &str| {
         let total = quantity(&total[name]);
         let (part, whole) = if name == "cpu" { (amount.milli(), total.milli()) } else { (amount.value(), total.value()) };
@@ -145,7 +146,8 @@ fn usage(page: &mut Page, pods: &[Value], status: &Value) {
     page.line(1, "(Total limits may be over 100 percent, i.e., overcommitted.)");
     page.line(1, "Resource\tRequests\tLimits");
     page.line(1, "--------\t--------\t------");
-    let sum = |list: &str, name: &str| pods.iter().map(|pod| pod_amount(&pod["spec"], list, name)).fold(quantity(&Value::Null), Quantity::add);
+    let sum =
+        |list: &str, name: &str| pods.iter().map(|pod| pod_amount(&pod["spec"], list, name)).fold(quantity(&Value::Null), Quantity::add);
     for name in ["cpu", "memory", "ephemeral-storage"] {
         page.line(1, &format!("{name}\t{}\t{}", share(sum("requests", name), name), share(sum("limits", name), name)));
     }

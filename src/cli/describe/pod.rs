@@ -245,7 +245,8 @@ fn environment(page: &mut Page, container: &Value, pod: Option<&Value>) {
         page.line(2, "Environment Variables from:");
     }
     for source in from {
-        let (kind, reference) = if source["configMapRef"].is_object() { ("ConfigMap", &source["configMapRef"]) } else { ("Secret", &source["secretRef"]) };
+        let (kind, reference) =
+            if source["configMapRef"].is_object() { ("ConfigMap", &source["configMapRef"]) } else { ("Secret", &source["secretRef"]) };
         let prefix = match plain(&source["prefix"]) {
             prefix if prefix.is_empty() => String::new(),
             prefix => format!(" with prefix '{prefix}'"),
@@ -424,7 +425,8 @@ fn spread(page: &mut Page, constraints: &Value, space: &str) {
 
 /// The class that a pod's requests and limits make, for one that has no status yet.
 fn quality_of_service(spec: &Value) -> &'static str {
-    let containers: Vec<&Value> = ["containers", "initContainers"].iter().flat_map(|list| spec[list].as_array().into_iter().flatten()).collect();
+    let containers: Vec<&Value> =
+        ["containers", "initContainers"].iter().flat_map(|list| spec[list].as_array().into_iter().flatten()).collect();
     let any = containers.iter().any(|container| {
         ["limits", "requests"].iter().any(|list| ["cpu", "memory"].iter().any(|name| !container["resources"][list][name].is_null()))
     });

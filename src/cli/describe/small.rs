@@ -215,7 +215,8 @@ pub fn namespace(namespace: &Value, quotas: Option<&[Value]>, limits: Option<&[V
 fn limit_lines(page: &mut Page, range: &Value) {
     const COLUMNS: [&str; 5] = ["min", "max", "defaultRequest", "default", "maxLimitRequestRatio"];
     for limit in range["spec"]["limits"].as_array().into_iter().flatten() {
-        let mut names: Vec<&String> = COLUMNS.iter().flat_map(|column| limit[column].as_object().into_iter().flatten().map(|(name, _)| name)).collect();
+        let mut names: Vec<&String> =
+            COLUMNS.iter().flat_map(|column| limit[column].as_object().into_iter().flatten().map(|(name, _)| name)).collect();
         names.sort();
         names.dedup();
         for name in names {
@@ -252,7 +253,8 @@ pub fn generic(object: &Value, events: Option<&[Value]>) -> String {
 }
 
 fn fields(page: &mut Page, level: usize, object: &Value, path: &str) {
-    const TOLD: [&str; 5] = [".metadata.managedFields", ".metadata.name", ".metadata.namespace", ".metadata.labels", ".metadata.annotations"];
+    const TOLD: [&str; 5] =
+        [".metadata.managedFields", ".metadata.name", ".metadata.namespace", ".metadata.labels", ".metadata.annotations"];
     for (key, value) in object.as_object().into_iter().flatten() {
         let path = format!("{path}.{key}");
         if TOLD.contains(&path.as_str()) {
@@ -335,7 +337,9 @@ mod tests {
     #[test]
     fn endpoints_are_named_up_to_three() {
         let endpoint = |last: u8| json!({"addresses": [format!("10.0.0.{last}")], "conditions": {"ready": last != 9}});
-        let slices = [json!({"ports": [{"name": "http", "port": 80}], "endpoints": [endpoint(1), endpoint(9), endpoint(2), endpoint(3), endpoint(4)]})];
+        let slices = [
+            json!({"ports": [{"name": "http", "port": 80}], "endpoints": [endpoint(1), endpoint(9), endpoint(2), endpoint(3), endpoint(4)]}),
+        ];
         assert_eq!(endpoints_text(&slices, "http"), "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 1 more...");
         assert_eq!(endpoints_text(&slices, "other"), "");
         assert_eq!(endpoints_text(&[], "http"), "<none>");

@@ -22,7 +22,8 @@ impl Phases {
         let mut phases = Self::default();
         for pod in pods {
             let owners = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-            let own = owners.filter(|reference| reference["controller"] == true).any(|reference| reference["uid"] == owner["metadata"]["uid"]);
+            let own =
+                owners.filter(|reference| reference["controller"] == true).any(|reference| reference["uid"] == owner["metadata"]["uid"]);
             match pod["status"]["phase"].as_str().filter(|_| own) {
                 Some("Running") => phases.running += 1,
                 Some("Pending") => phases.waiting += 1,
