@@ -154,10 +154,14 @@ impl One<'_> {
             Err(error) => match refusal(&error) {
                 Some(refusal) if refusal.code == 409 => {
                     let mut refusal = refusal.clone();
-                    refusal.message += "\nPlease review the fields above--they currently have other managers. Here\nare the ways you can resolve this warning:\n\
-                        * If you intend to manage all of these fields, please re-run the apply\n  command with the `--force-conflicts` flag.\n\
-                        * If you do not intend to manage all of the fields, please edit your\n  manifest to remove references to the fields that should keep their\n  current managers.\n\
-                        * You may co-own fields by updating your manifest to match the existing\n  value; in this case, you'll become the manager if the other manager(s)\n  stop managing the field (remove it from their configuration).\n\
+                    refusal.message += "\nPlease review the fields above--they currently have other managers. Here\nare the ways you \
+                        can resolve this warning:\n\
+                        * If you intend to manage all of these fields, please re-run the apply\n  command with the `--force-conflicts` \
+                        flag.\n\
+                        * If you do not intend to manage all of the fields, please edit your\n  manifest to remove references to the \
+                        fields that should keep their\n  current managers.\n\
+                        * You may co-own fields by updating your manifest to match the existing\n  value; in this case, you'll become \
+                        the manager if the other manager(s)\n  stop managing the field (remove it from their configuration).\n\
                         See https://kubernetes.io/docs/reference/using-api/server-side-apply/#conflicts";
                     Err(anyhow!(refusal))
                 }
@@ -187,7 +191,9 @@ impl One<'_> {
             let kept = live["metadata"]["annotations"][LAST_APPLIED].as_str();
             if kept.is_none() && tries == 0 {
                 self.cx.note(&format!(
-                    "Warning: resource {}/{} is missing the {LAST_APPLIED} annotation which is required by edgectl apply. edgectl apply should only be used on resources created declaratively by either edgectl create --save-config or edgectl apply. The missing annotation will be patched automatically.",
+                    "Warning: resource {}/{} is missing the {LAST_APPLIED} annotation which is required by edgectl apply. edgectl apply \
+                        should only be used on resources created declaratively by either edgectl create --save-config or edgectl apply. \
+                        The missing annotation will be patched automatically.",
                     self.resource.plural, self.name
                 ));
             }
@@ -231,7 +237,8 @@ fn told_with_patch(error: anyhow::Error, resource: &Resource, namespace: &str, n
     let Some(refusal) = refusal(&error).filter(|refusal| refusal.reason != "Invalid") else { return error };
     let mut refusal = refusal.clone();
     refusal.message = format!(
-        "error when applying patch:\n{patch}\nto:\nResource: \"{}, Resource={}\", GroupVersionKind: \"{}, Kind={}\"\nName: {name:?}, Namespace: {namespace:?}\nfor: {source:?}: error when patching {source:?}: {}",
+        "error when applying patch:\n{patch}\nto:\nResource: \"{}, Resource={}\", GroupVersionKind: \"{}, Kind={}\"\nName: {name:?}, \
+            Namespace: {namespace:?}\nfor: {source:?}: error when patching {source:?}: {}",
         resource.api_version(),
         resource.plural,
         resource.api_version(),

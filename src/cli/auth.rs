@@ -44,7 +44,8 @@ pub async fn can_i(cx: &Context, flags: CanIFlags) -> Result<u8> {
         [verb, what] => (verb, what.as_str(), None),
         [verb, what, name] => (verb, what.as_str(), Some(name.as_str())),
         _ => bail!(
-            "you must specify two arguments: verb resource or verb resource/resourceName.\nSee 'edgectl auth can-i -h' for help and examples."
+            "you must specify two arguments: verb resource or verb resource/resourceName.\nSee 'edgectl auth can-i -h' for help and \
+                examples."
         ),
     };
     let spec = if what.starts_with('/') {

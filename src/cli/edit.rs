@@ -21,7 +21,8 @@ pub const EXAMPLES: &str = "edgectl edit deployment web
 EDITOR=nano edgectl edit daemonset -n kube-system node-exporter
 edgectl edit deployment/web -o json";
 
-const HEAD: &str = "# Please edit the object below. Lines beginning with a '#' will be ignored,\n# and an empty file will abort the edit. If an error occurs while saving this file will be\n# reopened with the relevant failures.\n#\n";
+const HEAD: &str = "# Please edit the object below. Lines beginning with a '#' will be ignored,\n# and an empty file will abort the \
+    edit. If an error occurs while saving this file will be\n# reopened with the relevant failures.\n#\n";
 
 /// edit a resource in the editor that KUBE_EDITOR or EDITOR names
 #[derive(FromArgs, ArgsInfo)]

@@ -365,7 +365,8 @@ pub async fn registry_secret(cx: &Context, flags: RegistrySecret) -> Result<u8> 
             for (flag, value) in [("docker-username", &flags.docker_username), ("docker-password", &flags.docker_password)] {
                 if value.is_empty() {
                     bail!(
-                        "either --from-file or the combination of --docker-username, --docker-password and --docker-server is required; --{flag} is missing"
+                        "either --from-file or the combination of --docker-username, --docker-password and --docker-server is required; \
+                            --{flag} is missing"
                     );
                 }
             }
@@ -813,10 +814,15 @@ mod tests {
     #[test]
     fn objects_are_those_that_kubectl_makes() {
         let made = deployment_object("web", &["nginx", "r:5000/shop/redis_x:7"], 2, 80, &[]);
-        let expected = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  labels:\n    app: web\n  name: web\nspec:\n  replicas: 2\n  selector:\n    matchLabels:\n      app: web\n  strategy: {}\n  template:\n    metadata:\n      labels:\n        app: web\n    spec:\n      containers:\n      - image: nginx\n        name: nginx\n        ports:\n        - containerPort: 80\n        resources: {}\n      - image: r:5000/shop/redis_x:7\n        name: redis-x\n        resources: {}\nstatus: {}\n";
+        let expected = "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  labels:\n    app: web\n  name: web\nspec:\n  replicas: 2\n  \
+            selector:\n    matchLabels:\n      app: web\n  strategy: {}\n  template:\n    metadata:\n      labels:\n        app: \
+            web\n    spec:\n      containers:\n      - image: nginx\n        name: nginx\n        ports:\n        - containerPort: \
+            80\n        resources: {}\n      - image: r:5000/shop/redis_x:7\n        name: redis-x\n        resources: {}\nstatus: {}\n";
         assert_eq!(yaml(&made), expected);
         let made = service_object("svc", "NodePort", &["80:8080".into()], &None, Some(30080), &None).unwrap();
-        let expected = "apiVersion: v1\nkind: Service\nmetadata:\n  labels:\n    app: svc\n  name: svc\nspec:\n  ports:\n  - name: 80-8080\n    nodePort: 30080\n    port: 80\n    protocol: TCP\n    targetPort: 8080\n  selector:\n    app: svc\n  type: NodePort\nstatus:\n  loadBalancer: {}\n";
+        let expected = "apiVersion: v1\nkind: Service\nmetadata:\n  labels:\n    app: svc\n  name: svc\nspec:\n  ports:\n  - name: \
+            80-8080\n    nodePort: 30080\n    port: 80\n    protocol: TCP\n    targetPort: 8080\n  selector:\n    app: svc\n  type: \
+            NodePort\nstatus:\n  loadBalancer: {}\n";
         assert_eq!(yaml(&made), expected);
         assert!(service_object("svc", "ClusterIP", &[], &None, None, &None).is_err());
         let config = registry_config("r.io", "u", "p", "e@x");

@@ -29,7 +29,8 @@ edgectl get pods -l app=web -w";
 pub struct Flags {
     #[argh(positional)]
     names: Vec<String>,
-    /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, custom-columns=SPEC, custom-columns-file=FILE
+    /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, custom-columns=SPEC,
+    /// custom-columns-file=FILE
     #[argh(option, short = 'o', arg_name = "format")]
     output: Option<String>,
     /// template for -o jsonpath
@@ -114,7 +115,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             "You must specify the type of resource to get. Use \"edgectl api-resources\" for a complete list of supported resources.\n",
         );
         bail!(
-            "Required resource not specified.\nUse \"edgectl explain <resource>\" for a detailed description of that resource (e.g. edgectl explain pods).\nSee 'edgectl get -h' for help and examples"
+            "Required resource not specified.\nUse \"edgectl explain <resource>\" for a detailed description of that resource (e.g. \
+                edgectl explain pods).\nSee 'edgectl get -h' for help and examples"
         );
     }
     let wanted = Wanted {
@@ -432,7 +434,8 @@ fn with_event_column(table: &mut Value, change: Change) {
     }
 }
 
-/// Sorts as kubectl does: numbers and quantities by value, texts by their letters with the numbers in them counted; what has no such field first.
+/// Sorts as kubectl does: numbers and quantities by value, texts by their letters with the numbers in them counted; what has no such
+/// field first.
 fn sort_by<T>(rows: &mut [T], object: impl Fn(&T) -> &Value, path: &Template) {
     rows.sort_by(|a, b| {
         let key =

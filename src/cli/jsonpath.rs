@@ -1,4 +1,5 @@
-//! kubectl's dialect of JSONPath: text with `{…}` parts, `{range}…{end}`, filters, slices, unions and `..`. It reads values and writes text;
+//! kubectl's dialect of JSONPath: text with `{…}` parts, `{range}…{end}`, filters, slices, unions and `..`. It reads values and writes
+//! text;
 //! it never changes an object.
 
 use anyhow::{Result, bail};

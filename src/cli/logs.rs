@@ -1,4 +1,5 @@
-//! `logs`: what containers wrote, of one pod or of many at once, up to now or as it comes. Lines of several containers are never mixed within
+//! `logs`: what containers wrote, of one pod or of many at once, up to now or as it comes. Lines of several containers are never mixed
+//! within
 //! a line.
 
 use std::time::Duration;
@@ -100,7 +101,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let most = flags.max_log_requests.unwrap_or(STREAMS_MAX);
     if flags.follow && sources.len() > most {
         bail!(
-            "you are attempting to follow {} log streams, but maximum allowed concurrency is {most}, use --max-log-requests to increase the limit",
+            "you are attempting to follow {} log streams, but maximum allowed concurrency is {most}, use --max-log-requests to increase \
+                the limit",
             sources.len()
         );
     }
@@ -170,7 +172,8 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
     }
     let name = match names.len() {
         0 => bail!(
-            "expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs command\nSee 'edgectl logs -h' for help and examples"
+            "expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'.\nPOD or TYPE/NAME is a required argument for the logs \
+                command\nSee 'edgectl logs -h' for help and examples"
         ),
         1 | 2 => names.remove(0),
         _ => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'"),

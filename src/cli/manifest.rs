@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn documents_and_lists_are_taken_apart() {
-        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: b}}\n- {apiVersion: v1, kind: Service, metadata: {name: c}}\n";
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\n# nothing\n---\napiVersion: v1\nkind: List\nitems:\n- \
+            {apiVersion: v1, kind: Pod, metadata: {name: b}}\n- {apiVersion: v1, kind: Service, metadata: {name: c}}\n";
         let names: Vec<String> =
             objects(text).unwrap().iter().map(|object| object["metadata"]["name"].as_str().unwrap().to_owned()).collect();
         assert_eq!(names, ["a", "b", "c"]);
@@ -220,7 +221,8 @@ mod tests {
 
     #[test]
     fn what_yaml_1_1_reads_otherwise_is_read_by_the_schema() {
-        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {a: yes, b: 0644}}\nspec:\n  hostNetwork: yes\n  containers: [{name: a, tty: off, env: [{name: A, value: on}]}]\n  volumes: [{name: v, secret: {secretName: s, defaultMode: 0400}}]\n";
+        let text = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {a: yes, b: 0644}}\nspec:\n  hostNetwork: yes\n  containers: \
+            [{name: a, tty: off, env: [{name: A, value: on}]}]\n  volumes: [{name: v, secret: {secretName: s, defaultMode: 0400}}]\n";
         let object = objects(text).unwrap().remove(0);
         assert_eq!(object["spec"]["hostNetwork"], json!(true));
         assert_eq!(object["spec"]["containers"][0]["tty"], json!(false));

@@ -313,7 +313,9 @@ async fn undo_one(cx: &Context, found: &Found, flags: &Flags, dry_run: DryRun) -
     }
     if object["metadata"]["annotations"][super::apply::LAST_APPLIED].is_string() {
         cx.note(&format!(
-            "Warning: resource {}/{} was previously managed with 'edgectl apply'. Rolling back will not update the {} annotation, which may cause unexpected behavior on future 'edgectl apply' operations. Consider using 'edgectl apply' with your previous configuration file instead.",
+            "Warning: resource {}/{} was previously managed with 'edgectl apply'. Rolling back will not update the {} annotation, which \
+                may cause unexpected behavior on future 'edgectl apply' operations. Consider using 'edgectl apply' with your previous \
+                configuration file instead.",
             found.resource.plural, found.name, super::apply::LAST_APPLIED
         ));
     }

@@ -85,7 +85,8 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
     }
     let Some(first) = wanted.names.first() else {
         bail!(
-            "You must provide one or more resources by argument or filename.\nExample resource specifications include:\n   '-f rsrc.yaml'\n   '--filename=rsrc.json'\n   '<resource> <name>'\n   '<resource>'"
+            "You must provide one or more resources by argument or filename.\nExample resource specifications include:\n   '-f \
+                rsrc.yaml'\n   '--filename=rsrc.json'\n   '<resource> <name>'\n   '<resource>'"
         );
     };
     let selects = !wanted.selector.is_empty() || !wanted.field_selector.is_empty();
@@ -94,7 +95,8 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
         for word in wanted.names {
             let Some((kind, name)) = word.split_once('/').filter(|(kind, name)| !kind.is_empty() && !name.is_empty()) else {
                 bail!(
-                    "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
+                    "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form \
+                        (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
                 );
             };
             if name.contains('/') {
@@ -113,7 +115,8 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
     let names = &wanted.names[1..];
     if names.iter().any(|word| word.contains('/')) {
         bail!(
-            "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
+            "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form (e.g. \
+                'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
         );
     }
     let mut picks = vec![];
@@ -172,7 +175,8 @@ pub async fn locate(cx: &Context, mut document: Document) -> Result<Pick> {
     let Some(resource) = cx.resolver()?.resolve_kind(&version, &kind).await? else {
         let namespace = text(&object["metadata"]["namespace"]);
         bail!(
-            "resource mapping not found for name: {name:?} namespace: {namespace:?} from {:?}: no matches for kind {kind:?} in version {version:?}\nensure CRDs are installed first",
+            "resource mapping not found for name: {name:?} namespace: {namespace:?} from {:?}: no matches for kind {kind:?} in version \
+                {version:?}\nensure CRDs are installed first",
             document.source
         );
     };
@@ -182,7 +186,8 @@ pub async fn locate(cx: &Context, mut document: Document) -> Result<Pick> {
     let own = text(&object["metadata"]["namespace"]);
     if let Some(asked) = cx.namespace_flag().filter(|asked| !own.is_empty() && *asked != own) {
         bail!(
-            "the namespace from the provided object {own:?} does not match the namespace {asked:?}. You must pass '--namespace={own}' to perform this operation."
+            "the namespace from the provided object {own:?} does not match the namespace {asked:?}. You must pass '--namespace={own}' \
+                to perform this operation."
         );
     }
     let namespace = if own.is_empty() { cx.namespace()? } else { own };

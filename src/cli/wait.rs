@@ -84,7 +84,8 @@ impl Goal {
             let value = rest.strip_prefix('=').map(|value| value.trim_matches(['\'', '"']).to_owned());
             if value.is_none() && !rest.is_empty() {
                 bail!(
-                    "jsonpath wait format must be --for=jsonpath='{{.status.readyReplicas}}'=3 or --for=jsonpath='{{.status.readyReplicas}}'"
+                    "jsonpath wait format must be --for=jsonpath='{{.status.readyReplicas}}'=3 or \
+                        --for=jsonpath='{{.status.readyReplicas}}'"
                 );
             }
             return Ok(Self::Path { template: Template::parse_relaxed(path.trim_matches(['\'', '"']))?, value });

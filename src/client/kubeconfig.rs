@@ -377,7 +377,9 @@ mod tests {
         path
     }
 
-    const OTHERS: &str = "apiVersion: v1\nkind: Config\npreferences: {colors: true}\nclusters:\n- name: prod\n  cluster: {server: 'https://prod:6443', certificate-authority: ca.pem}\nusers:\n- name: me\n  user: {token: secret}\ncontexts:\n- name: prod\n  context: {cluster: prod, user: me, namespace: shop}\ncurrent-context: prod\n";
+    const OTHERS: &str = "apiVersion: v1\nkind: Config\npreferences: {colors: true}\nclusters:\n- name: prod\n  cluster: {server: \
+        'https://prod:6443', certificate-authority: ca.pem}\nusers:\n- name: me\n  user: {token: secret}\ncontexts:\n- name: prod\n  \
+        context: {cluster: prod, user: me, namespace: shop}\ncurrent-context: prod\n";
 
     fn edge() -> NewContext<'static> {
         NewContext {
