@@ -248,7 +248,9 @@ impl Cgroup {
     fn v1(&self, controller: &str) -> Option<&Path> {
         match self {
             Self::V2(_) => None,
-            Self::V1(hierarchies) => hierarchies.iter().find(|hierarchy| hierarchy.has(controller)).map(|hierarchy| hierarchy.path.as_path()),
+            Self::V1(hierarchies) => {
+                hierarchies.iter().find(|hierarchy| hierarchy.has(controller)).map(|hierarchy| hierarchy.path.as_path())
+            }
         }
     }
 }

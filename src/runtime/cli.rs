@@ -174,7 +174,8 @@ fn run_verb(global: &Given, rest: &[String]) -> Result<u8> {
 }
 
 fn usage() -> String {
-    let verbs: Vec<_> = VERBS.iter().map(|verb| format!("  edge-runtime [--root DIR] [--log FILE] [--log-format text|json] {}", verb.usage)).collect();
+    let verbs: Vec<_> =
+        VERBS.iter().map(|verb| format!("  edge-runtime [--root DIR] [--log FILE] [--log-format text|json] {}", verb.usage)).collect();
     format!("Containers by the OCI runtime specification.\n\nUsage:\n{}", verbs.join("\n"))
 }
 
@@ -182,9 +183,7 @@ fn usage() -> String {
 fn fail(global: &Given, error: &anyhow::Error) -> u8 {
     let text = format!("{error:#}");
     let line = match global.value("log-format") {
-        Some("json") => {
-            serde_json::json!({"level": "error", "msg": text, "time": Timestamp::now().to_string()}).to_string()
-        }
+        Some("json") => serde_json::json!({"level": "error", "msg": text, "time": Timestamp::now().to_string()}).to_string(),
         _ => format!("time=\"{}\" level=error msg={text:?}", Timestamp::now()),
     };
     if let Some(path) = global.value("log") {
@@ -378,7 +377,8 @@ fn update(command: &Command) -> Result<u8> {
         }
     };
     resources.devices.clear();
-    let number = |name: &str| command.flags.value(name).map(|text| text.parse::<i64>().with_context(|| format!("--{name} {text:?}"))).transpose();
+    let number =
+        |name: &str| command.flags.value(name).map(|text| text.parse::<i64>().with_context(|| format!("--{name} {text:?}"))).transpose();
     let memory = resources.memory.get_or_insert_default();
     memory.limit = number("memory")?.or(memory.limit);
     memory.reservation = number("memory-reservation")?.or(memory.reservation);

@@ -212,7 +212,8 @@ fn birth(setup: Setup, ours: &OwnedFd) -> Result<process::Child> {
         Fork::Parent(child) => child,
     };
     if let Some(own) = own_time {
-        rustix::thread::move_into_link_name_space(own.as_fd(), Some(rustix::thread::LinkNameSpaceType::Time)).context("leave the time namespace")?;
+        rustix::thread::move_into_link_name_space(own.as_fd(), Some(rustix::thread::LinkNameSpaceType::Time))
+            .context("leave the time namespace")?;
     }
     // Our copy of the child's end, so that its death is seen.
     drop(setup);
@@ -232,7 +233,8 @@ pub(super) fn adopt(ours: &OwnedFd) -> Result<process::Child> {
         other => bail!("the intermediate process said {other:?}"),
     };
     // Our own child, not yet waited for: the number cannot have passed to another.
-    let pidfd = rustix::process::pidfd_open(Pid::from_raw(pid).context("no process number")?, PidfdFlags::empty()).context("open the child")?;
+    let pidfd =
+        rustix::process::pidfd_open(Pid::from_raw(pid).context("no process number")?, PidfdFlags::empty()).context("open the child")?;
     Ok(process::Child { pid, pidfd })
 }
 
@@ -271,7 +273,8 @@ pub(super) fn set_oom_score(pid: i32, score: i32) -> Result<()> {
 /// The socket in the container's folder on which it waits for its start.
 fn listen(folder: &Path) -> Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context("make a socket")?;
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).context("make a socket")?;
     let (address, _folder) = start_address(folder)?;
     let address = SocketAddrUnix::new(&address).context("name the start socket")?;
     rustix::net::bind(&socket, &address).context("bind the start socket")?;
@@ -282,7 +285,8 @@ fn listen(folder: &Path) -> Result<OwnedFd> {
 /// The path of the start socket, short enough for an address as long as the descriptor given with it is open.
 fn start_address(folder: &Path) -> Result<(PathBuf, OwnedFd)> {
     use rustix::fs::{Mode, OFlags};
-    let open = rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).with_context(|| format!("open {}", folder.display()))?;
+    let open =
+        rustix::fs::open(folder, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).with_context(|| format!("open {}", folder.display()))?;
     Ok((Path::new("/proc/self/fd").join(open.as_raw_fd().to_string()).join(START_SOCKET), open))
 }
 

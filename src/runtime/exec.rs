@@ -61,7 +61,8 @@ impl Container {
         };
         drop(setup);
         let adopted = container::adopt(&ours);
-        rustix::process::waitid(WaitId::PidFd(intermediate.pidfd.as_fd()), WaitIdOptions::EXITED).context("wait for the intermediate process")?;
+        rustix::process::waitid(WaitId::PidFd(intermediate.pidfd.as_fd()), WaitIdOptions::EXITED)
+            .context("wait for the intermediate process")?;
         let child = adopted?;
         let executed = process.oom_score_adj.map_or(Ok(()), |score| container::set_oom_score(child.pid, score)).and_then(|()| {
             channel::send(&ours, &Message::Go)?;

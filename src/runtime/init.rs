@@ -12,11 +12,11 @@ use rustix::process::DumpableBehavior;
 use super::cgroup::Entrance;
 use super::channel::{self, Message};
 use super::container::{State, Status, Stdio};
+use super::hook;
 use super::namespace;
 use super::process::Prepared;
 use super::rootfs::{self, Rootfs};
 use super::spec::{Hooks, NamespaceKind, Spec};
-use super::hook;
 use crate::sys::process::{self, Fork};
 
 /// All that the child needs, made by its creator before it was cloned.

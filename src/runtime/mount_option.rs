@@ -56,7 +56,21 @@ pub const UNBINDABLE: u64 = libc::MS_UNBINDABLE as u64;
 /// Every option with a meaning of its own, for the features document.
 pub fn names() -> Vec<String> {
     let attributes = ATTRIBUTES.iter().flat_map(|(name, ..)| [(*name).to_owned(), format!("r{name}")]).filter(|name| name != "rdefaults");
-    let others = ["bind", "rbind", "tmpcopyup", "idmap", "ridmap", "shared", "rshared", "slave", "rslave", "private", "rprivate", "unbindable", "runbindable"];
+    let others = [
+        "bind",
+        "rbind",
+        "tmpcopyup",
+        "idmap",
+        "ridmap",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "private",
+        "rprivate",
+        "unbindable",
+        "runbindable",
+    ];
     let mut names: Vec<_> = attributes.chain(others.map(String::from)).collect();
     names.sort_unstable();
     names

@@ -135,7 +135,8 @@ mod tests {
     #[test]
     fn the_user_namespace_is_joined_last_and_the_cgroup_namespace_made_late() {
         use NamespaceKind::*;
-        let plan = plan(&[(User, Some("/proc/self/ns/user")), (Network, Some("/proc/self/ns/net")), (Cgroup, None), (Mount, None)]).unwrap();
+        let plan =
+            plan(&[(User, Some("/proc/self/ns/user")), (Network, Some("/proc/self/ns/net")), (Cgroup, None), (Mount, None)]).unwrap();
         assert_eq!(plan.join.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), [Network, User]);
         assert!(plan.own_cgroup);
         assert_eq!(plan.make, clone::NEWNS);

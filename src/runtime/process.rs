@@ -49,7 +49,9 @@ impl Prepared {
         };
         let filter = seccomp.map(|seccomp| Filter::new(seccomp, process)).transpose().context("make the seccomp filter")?.flatten();
         let seccomp_listener = match seccomp {
-            Some(seccomp) if !seccomp.listener_path.is_empty() => Some(connect(Path::new(&seccomp.listener_path)).context("connect to the seccomp agent")?),
+            Some(seccomp) if !seccomp.listener_path.is_empty() => {
+                Some(connect(Path::new(&seccomp.listener_path)).context("connect to the seccomp agent")?)
+            }
             _ => None,
         };
         Ok(Self {
@@ -62,7 +64,11 @@ impl Prepared {
             groups: process.user.additional_gids.clone(),
             umask: process.user.umask.unwrap_or(0o022) & 0o777,
             capabilities: process.capabilities.as_ref().map(Sets::parse).transpose()?.unwrap_or_default(),
-            limits: process.rlimits.iter().map(|limit| Ok((resource(&limit.kind)?, rlimit(limit.soft, limit.hard)))).collect::<Result<_>>()?,
+            limits: process
+                .rlimits
+                .iter()
+                .map(|limit| Ok((resource(&limit.kind)?, rlimit(limit.soft, limit.hard))))
+                .collect::<Result<_>>()?,
             no_new_privileges: process.no_new_privileges,
             apparmor_profile: process.apparmor_profile.clone(),
             selinux_label: process.selinux_label.clone(),

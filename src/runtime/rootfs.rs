@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::cgroup::Cgroup;
 use super::mount_option::{self, Options};
@@ -141,7 +139,8 @@ impl Rootfs {
             path::open_or_make(root, &self.cwd, Leaf::Directory).context("make the working directory")?;
         }
         if self.readonly {
-            set_attributes(root, &Attributes { set: attribute::RDONLY, ..Attributes::default() }, false).context("make the root read-only")?;
+            set_attributes(root, &Attributes { set: attribute::RDONLY, ..Attributes::default() }, false)
+                .context("make the root read-only")?;
         }
         Ok(Entered { console })
     }
@@ -258,12 +257,14 @@ impl Prepared {
             }
             Source::Cgroups { trees, links } => {
                 let target = path::open_or_make(root, &self.destination, Leaf::Directory)?;
-                let writable = Options { set: self.options.set & !attribute::RDONLY, data: vec!["mode=755".into()], ..self.options.clone() };
+                let writable =
+                    Options { set: self.options.set & !attribute::RDONLY, data: vec!["mode=755".into()], ..self.options.clone() };
                 let tmpfs = new_filesystem("tmpfs", "tmpfs", &writable)?;
                 attach(tmpfs.as_fd(), target.as_fd())?;
                 for (name, tree) in trees {
                     rustix::fs::mkdirat(&tmpfs, name.as_str(), Mode::from_raw_mode(0o755))?;
-                    attach_at(tree.take(&self.options)?.as_fd(), tmpfs.as_fd(), Path::new(name)).with_context(|| format!("mount {name}"))?;
+                    attach_at(tree.take(&self.options)?.as_fd(), tmpfs.as_fd(), Path::new(name))
+                        .with_context(|| format!("mount {name}"))?;
                 }
                 for (target, name) in links {
                     rustix::fs::symlinkat(target.as_str(), &tmpfs, name.as_str())?;
@@ -318,7 +319,9 @@ fn cgroups(cgroup: &Cgroup, options: &Options, own_user: bool) -> Result<Source>
             let mut links = Vec::new();
             for hierarchy in hierarchies {
                 let name = hierarchy.mount.file_name().context("a hierarchy mounted at /")?.to_string_lossy().into_owned();
-                links.extend(hierarchy.controllers.iter().filter(|own| **own != name && !own.contains('=')).map(|own| (name.clone(), own.clone())));
+                links.extend(
+                    hierarchy.controllers.iter().filter(|own| **own != name && !own.contains('=')).map(|own| (name.clone(), own.clone())),
+                );
                 trees.push((name, tree(&hierarchy.path)?));
             }
             Source::Cgroups { trees, links }

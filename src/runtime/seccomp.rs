@@ -77,7 +77,8 @@ impl Filter {
         for rule in &seccomp.syscalls {
             let action = action(&rule.action, rule.errno_ret).with_context(|| format!("rule for {:?}", rule.names))?;
             notifies |= action & 0x7fff_0000 == 0x7fc0_0000;
-            let conditions = rule.args.iter().map(condition).collect::<Result<Vec<_>>>().with_context(|| format!("rule for {:?}", rule.names))?;
+            let conditions =
+                rule.args.iter().map(condition).collect::<Result<Vec<_>>>().with_context(|| format!("rule for {:?}", rule.names))?;
             for name in &rule.names {
                 let verdict = rules.entry(name.as_str()).or_insert_with(|| Verdict { branches: Vec::new(), otherwise: default });
                 add(verdict, &conditions, action);
@@ -166,7 +167,12 @@ mod tests {
     use crate::runtime::spec::SeccompRule;
 
     fn rule(name: &str, action: &str, args: &[(u8, u64, u64, &str)]) -> SeccompRule {
-        let args = args.iter().map(|(index, value, value_two, op)| SeccompArgument { index: *index, value: *value, value_two: *value_two, op: (*op).into() });
+        let args = args.iter().map(|(index, value, value_two, op)| SeccompArgument {
+            index: *index,
+            value: *value,
+            value_two: *value_two,
+            op: (*op).into(),
+        });
         SeccompRule { names: vec![name.into()], action: action.into(), errno_ret: None, args: args.collect() }
     }
 

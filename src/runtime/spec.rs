@@ -482,8 +482,7 @@ impl Process {
 }
 
 impl NamespaceKind {
-    pub const ALL: [Self; 8] =
-        [Self::User, Self::Cgroup, Self::Ipc, Self::Mount, Self::Network, Self::Pid, Self::Time, Self::Uts];
+    pub const ALL: [Self; 8] = [Self::User, Self::Cgroup, Self::Ipc, Self::Mount, Self::Network, Self::Pid, Self::Time, Self::Uts];
 
     /// The name in /proc/PID/ns.
     pub fn proc_name(self) -> &'static str {

@@ -116,14 +116,7 @@ pub fn exec_fd(program: BorrowedFd, arguments: &[CString], environment: &[CStrin
     // SAFETY: execveat(2): the path is an empty C string as AT_EMPTY_PATH wants it; both vectors are null-terminated and point to
     // C strings that the caller's slices keep alive until the call has failed or this program is no more.
     unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program.as_raw_fd(),
-            c"".as_ptr(),
-            arguments.as_ptr(),
-            environment.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
+        libc::syscall(libc::SYS_execveat, program.as_raw_fd(), c"".as_ptr(), arguments.as_ptr(), environment.as_ptr(), libc::AT_EMPTY_PATH)
     };
     io::Error::last_os_error()
 }

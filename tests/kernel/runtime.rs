@@ -28,7 +28,10 @@ impl Bundle {
             fs::create_dir(folder.join("rootfs").join(name)).unwrap();
         }
         fs::copy(BUSYBOX, folder.join("rootfs/bin/busybox")).unwrap();
-        for name in ["sh", "cat", "ls", "sleep", "grep", "id", "mount", "true", "touch", "mknod", "dd", "stat", "readlink", "head", "tty", "echo", "hostname"] {
+        for name in [
+            "sh", "cat", "ls", "sleep", "grep", "id", "mount", "true", "touch", "mknod", "dd", "stat", "readlink", "head", "tty", "echo",
+            "hostname",
+        ] {
             symlink("busybox", folder.join("rootfs/bin").join(name)).unwrap();
         }
         let bundle = Self { folder, id };
@@ -261,10 +264,14 @@ fn links_in_an_image_lead_nowhere_outside() {
 /// CVE-2024-21626: no descriptor of the host's is left for the container, and none can be its working directory.
 #[test]
 fn no_descriptor_of_the_host_is_left() {
-    let bundle = Bundle::new(&["/bin/sh", "-c", "ls -l /proc/1/fd /proc/self/fd | grep -v -e '[012] ->' -e /proc/self/fd$ -e total -e ^/proc -e ^$; true"], |_| {});
+    let bundle = Bundle::new(&["/bin/ls", "-l", "/proc/self/fd"], |_| {});
     let seen = bundle.run();
-    // ls has the folder itself open; that it is gone when looked at has no link text.
-    let left: Vec<_> = seen.lines().filter(|line| line.contains("->") && !line.contains("/proc/")).collect();
+    let left: Vec<_> = seen
+        .lines()
+        .filter(|line| line.contains("->") && !["0", "1", "2"].iter().any(|number| line.contains(&format!(" {number} ->"))))
+        .collect();
+    // The folder that ls itself has open is gone when it looks: it has no link text.
+    let left: Vec<_> = left.into_iter().filter(|line| !line.ends_with("/fd")).collect();
     assert_eq!(left, Vec::<&str>::new());
     for number in 3..12 {
         bundle.change(|spec| spec["process"]["cwd"] = json!(format!("/proc/self/fd/{number}")));
@@ -305,7 +312,10 @@ fn a_read_only_root_refuses_and_a_bound_folder_keeps_its_own_mode() {
 fn a_new_tmpfs_starts_with_what_it_hides_if_asked() {
     let bundle = Bundle::new(&["/bin/sh", "-c", "cat /data/deep/file; stat -c %a:%u /data/deep/file; readlink /data/link"], |spec| {
         let options = json!(["tmpcopyup", "mode=755"]);
-        spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": options}));
+        spec["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"destination": "/data", "type": "tmpfs", "source": "tmpfs", "options": options}));
     });
     let data = bundle.folder.join("rootfs/data");
     fs::create_dir(data.join("deep")).unwrap();
@@ -325,7 +335,10 @@ fn limits_are_in_the_cgroup_and_can_be_changed() {
     bundle.left_behind(&["run", "--detach"]);
     let cgroups = bundle.cgroups();
     let read = |names: &[&str]| {
-        let found = cgroups.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name))).find_map(|path| fs::read_to_string(path).ok());
+        let found = cgroups
+            .iter()
+            .flat_map(|folder| names.iter().map(move |name| folder.join(name)))
+            .find_map(|path| fs::read_to_string(path).ok());
         found.unwrap_or_else(|| panic!("none of {names:?} in {cgroups:?}")).trim().to_owned()
     };
     assert_eq!(read(&["memory.limit_in_bytes", "memory.max"]), (64 << 20).to_string());
@@ -417,19 +430,24 @@ fn namespaces_of_another_container_can_be_joined() {
     let first = Bundle::new(SLEEP, |spec| spec["hostname"] = json!("first"));
     first.left_behind(&["run", "--detach"]);
     let pid = first.state()["pid"].to_string();
-    let second = Bundle::new(&["/bin/sh", "-c", "hostname; for i in net pid ipc uts; do readlink /proc/self/ns/$i; done; cat /proc/1/cmdline"], |spec| {
-        spec.as_object_mut().unwrap().remove("hostname");
-        for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
-            let file = match namespace["type"].as_str().unwrap() {
-                "network" => "net",
-                name @ ("pid" | "ipc" | "uts") => name,
-                _ => continue,
-            };
-            namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
-        }
-    });
+    let second = Bundle::new(
+        &["/bin/sh", "-c", "hostname; for i in net pid ipc uts; do readlink /proc/self/ns/$i; done; cat /proc/1/cmdline"],
+        |spec| {
+            spec.as_object_mut().unwrap().remove("hostname");
+            for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+                let file = match namespace["type"].as_str().unwrap() {
+                    "network" => "net",
+                    name @ ("pid" | "ipc" | "uts") => name,
+                    _ => continue,
+                };
+                namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+            }
+        },
+    );
     let seen = second.run();
-    let links: String = ["net", "pid", "ipc", "uts"].map(|name| format!("{}\n", fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap().display())).concat();
+    let links: String = ["net", "pid", "ipc", "uts"]
+        .map(|name| format!("{}\n", fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap().display()))
+        .concat();
     assert_eq!(seen, format!("first\n{links}/bin/sleep\0{}\0", "1000"));
     first.do_it(&["delete", "--force"], &[]);
 }
@@ -454,7 +472,13 @@ fn mounts_and_capabilities_are_those_that_runc_makes_of_the_same_bundle() {
     });
     let ours = summary(&bundle.run());
     let root = bundle.folder.join("runc");
-    let runc = Command::new("runc").arg("--root").arg(&root).args(["run", &format!("{}-runc", bundle.id)]).current_dir(&bundle.folder).output().unwrap();
+    let runc = Command::new("runc")
+        .arg("--root")
+        .arg(&root)
+        .args(["run", &format!("{}-runc", bundle.id)])
+        .current_dir(&bundle.folder)
+        .output()
+        .unwrap();
     fs::remove_dir_all(&root).unwrap();
     assert!(runc.status.success(), "{}", String::from_utf8_lossy(&runc.stderr));
     assert_eq!(ours, summary(&String::from_utf8(runc.stdout).unwrap()));
@@ -475,7 +499,11 @@ fn summary(text: &str) -> Vec<String> {
             }
             None => {
                 let fields: Vec<_> = line.split_whitespace().collect();
-                if fields.len() > 8 { [&fields[..5], &fields[fields.len() - 3..]].concat().join(" ").replace(char::is_numeric, "") } else { fields.join(" ") }
+                if fields.len() > 8 {
+                    [&fields[..5], &fields[fields.len() - 3..]].concat().join(" ").replace(char::is_numeric, "")
+                } else {
+                    fields.join(" ")
+                }
             }
         })
         .collect();

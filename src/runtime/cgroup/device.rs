@@ -58,9 +58,9 @@ pub fn limit_v2(folder: &Path, rules: &[DeviceRule]) -> Result<()> {
 }
 
 fn all(rules: &[DeviceRule]) -> Result<Vec<Rule>> {
-    let always = ALWAYS.iter().map(|(major, minor)| {
-        Ok(Rule { allow: true, kind: Some(2), major: *major, minor: *minor, access: READ | WRITE | MAKE })
-    });
+    let always = ALWAYS
+        .iter()
+        .map(|(major, minor)| Ok(Rule { allow: true, kind: Some(2), major: *major, minor: *minor, access: READ | WRITE | MAKE }));
     let mut parsed = rules.iter().map(Rule::parse).chain(always).chain(MAKE_ANY.map(Ok)).collect::<Result<Vec<_>>>()?;
     if parsed.first().is_some_and(Rule::is_everything) && parsed[0].allow && rules.len() == 1 {
         // All devices allowed: nothing to add.
@@ -102,7 +102,8 @@ impl Rule {
             Some(_) => 'c',
         };
         let number = |value: i64| if value < 0 { "*".into() } else { value.to_string() };
-        let access: String = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')].iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, c)| c).collect();
+        let access: String =
+            [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')].iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, c)| c).collect();
         format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
     }
 }
@@ -203,7 +204,8 @@ mod tests {
 
     #[test]
     fn the_last_rule_that_speaks_of_an_access_decides() {
-        let rules = [rule(false, "a", -1, -1, "rwm"), rule(true, "c", -1, -1, "m"), rule(true, "c", 10, 200, "rw"), rule(false, "c", 5, 2, "w")];
+        let rules =
+            [rule(false, "a", -1, -1, "rwm"), rule(true, "c", -1, -1, "m"), rule(true, "c", 10, 200, "rw"), rule(false, "c", 5, 2, "w")];
         let code = program(&rules.iter().map(Rule::parse).collect::<Result<Vec<_>>>().unwrap());
         let check = |kind, access, major, minor, expected| {
             assert_eq!(verdict(&code, kind, access, major, minor), expected, "{kind} {access} {major}:{minor}");

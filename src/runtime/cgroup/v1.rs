@@ -20,11 +20,8 @@ pub fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
         }
         let (Some(point), Some(options)) = (mount.split(' ').nth(4), filesystem.nth(1)) else { continue };
         let plain = ["rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode", "favordynmods"];
-        let controllers: Vec<String> = options
-            .split(',')
-            .filter(|option| !plain.contains(option) && !option.starts_with("release_agent="))
-            .map(Into::into)
-            .collect();
+        let controllers: Vec<String> =
+            options.split(',').filter(|option| !plain.contains(option) && !option.starts_with("release_agent=")).map(Into::into).collect();
         if !found.iter().any(|known| known.controllers == controllers) {
             found.push(Hierarchy { controllers, mount: point.into(), path: PathBuf::new() });
         }

@@ -69,7 +69,8 @@ pub fn wait(child: BorrowedFd, relay: Relay) -> Result<u8> {
         if let Some(terminal) = &terminal {
             if ready[2] {
                 // The end of a terminal is EIO: nobody has its other side open.
-                copy(terminal.as_fd(), std::io::stdout().as_fd()).or_else(|error| if error == Errno::IO { Ok(false) } else { Err(error) })?;
+                copy(terminal.as_fd(), std::io::stdout().as_fd())
+                    .or_else(|error| if error == Errno::IO { Ok(false) } else { Err(error) })?;
             }
             if ready.get(3) == Some(&true) {
                 input_open = copy(stdin.as_fd(), terminal.as_fd())?;

@@ -33,7 +33,8 @@ pub fn processes(options: &[String], processes: &[i32]) -> Result<String> {
     let mut lines = text.lines();
     let header = lines.next().context("ps printed nothing")?;
     let column = header.split_whitespace().position(|name| name == "PID").context("ps printed no PID column")?;
-    let ours = |line: &&str| line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| processes.contains(&pid));
+    let ours =
+        |line: &&str| line.split_whitespace().nth(column).and_then(|pid| pid.parse().ok()).is_some_and(|pid| processes.contains(&pid));
     Ok(std::iter::once(header).chain(lines.filter(ours)).map(|line| format!("{line}\n")).collect())
 }
 

@@ -44,7 +44,8 @@ fn one(from: BorrowedFd, to: BorrowedFd, name: &Path, depth: usize) -> Result<()
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             rustix::fs::mkdirat(to, name, mode)?;
-            let (source, target) = (open(from, name, OFlags::RDONLY | OFlags::DIRECTORY)?, open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?);
+            let (source, target) =
+                (open(from, name, OFlags::RDONLY | OFlags::DIRECTORY)?, open(to, name, OFlags::RDONLY | OFlags::DIRECTORY)?);
             folder(source.as_fd(), target.as_fd(), depth - 1)?;
         }
         FileType::RegularFile => {

@@ -14,14 +14,8 @@ use crate::runtime::path::{self, Leaf};
 use crate::runtime::spec::Device;
 
 /// OCI "Default Devices"; all of mode 666 and root's.
-const DEFAULT: [(&str, u32, u32); 6] = [
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-];
+const DEFAULT: [(&str, u32, u32); 6] =
+    [("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9), ("/dev/tty", 5, 0)];
 
 /// OCI "Dev symbolic links".
 const LINKS: [(&str, &str); 4] =
@@ -144,7 +138,8 @@ pub fn terminal(root: BorrowedFd) -> Result<(OwnedFd, OwnedFd)> {
     use rustix::fs::ResolveFlags;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
     let master = path::open_with(root, Path::new("/dev/pts/ptmx"), OFlags::RDWR | OFlags::NOCTTY, resolve).context("open /dev/pts/ptmx")?;
-    let real = rustix::fs::fstatfs(&master)?.f_type as i64 == DEVPTS_MAGIC && rustix::fs::fstat(&master)?.st_rdev == rustix::fs::makedev(5, 2);
+    let real =
+        rustix::fs::fstatfs(&master)?.f_type as i64 == DEVPTS_MAGIC && rustix::fs::fstat(&master)?.st_rdev == rustix::fs::makedev(5, 2);
     if !real {
         bail!("/dev/pts/ptmx is no pseudo terminal");
     }

@@ -152,10 +152,9 @@ fn verdict(name: &str, capabilities: CapabilitySet) -> Verdict {
             branches: SOCKET_FAMILIES.iter().map(|family| (vec![masked(*family, 0xffff_ffff)], EPERM)).collect(),
             otherwise: ALLOW,
         },
-        "personality" => Verdict {
-            branches: PERSONALITIES.iter().map(|value| (vec![masked(*value, 0xffff_ffff)], ALLOW)).collect(),
-            otherwise: EPERM,
-        },
+        "personality" => {
+            Verdict { branches: PERSONALITIES.iter().map(|value| (vec![masked(*value, 0xffff_ffff)], ALLOW)).collect(), otherwise: EPERM }
+        }
         _ if NEVER.contains(&name) => always(EPERM),
         _ => always(ALLOW),
     }
@@ -207,7 +206,8 @@ mod tests {
 
     #[test]
     fn every_name_is_one_that_the_kernel_knows() {
-        let calls: Vec<_> = [Architecture::X86_64, Architecture::Aarch64, Architecture::Arm, Architecture::X86].map(Architecture::calls).concat();
+        let calls: Vec<_> =
+            [Architecture::X86_64, Architecture::Aarch64, Architecture::Arm, Architecture::X86].map(Architecture::calls).concat();
         for name in NEVER.iter().chain(GUARDED.iter().map(|(name, _)| name)) {
             assert!(calls.iter().any(|(_, known)| known == name), "{name}");
         }

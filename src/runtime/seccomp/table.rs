@@ -22,7 +22,12 @@ impl Architecture {
 
     /// The one this program is for, and those of the named that the kernel runs as well. Names of others are of no use here.
     pub fn named(names: &[String]) -> Vec<Self> {
-        Self::NATIVE.iter().enumerate().filter(|(at, own)| *at == 0 || names.iter().any(|name| name == own.name())).map(|(_, own)| *own).collect()
+        Self::NATIVE
+            .iter()
+            .enumerate()
+            .filter(|(at, own)| *at == 0 || names.iter().any(|name| name == own.name()))
+            .map(|(_, own)| *own)
+            .collect()
     }
 
     pub fn name(self) -> &'static str {
@@ -71,7 +76,8 @@ mod tests {
 
     #[test]
     fn numbers_are_those_of_this_kernels_headers_and_known_ones_elsewhere() {
-        let number = |architecture: Architecture, name: &str| architecture.calls().iter().find(|(_, own)| *own == name).map(|(number, _)| *number);
+        let number =
+            |architecture: Architecture, name: &str| architecture.calls().iter().find(|(_, own)| *own == name).map(|(number, _)| *number);
         assert_eq!(number(Architecture::NATIVE[0], "openat"), Some(libc::SYS_openat as u32));
         assert_eq!(number(Architecture::NATIVE[0], "clone3"), Some(libc::SYS_clone3 as u32));
         assert_eq!(number(Architecture::X86_64, "read"), Some(0));

@@ -78,18 +78,12 @@ const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 /// The spec of an ordinary container.
 pub fn default_container(wanted: DefaultContainer) -> Spec {
     let capabilities = capabilities(&wanted);
-    let namespaces = [
-        NamespaceKind::Mount,
-        NamespaceKind::Pid,
-        NamespaceKind::Ipc,
-        NamespaceKind::Network,
-        NamespaceKind::Uts,
-        NamespaceKind::Cgroup,
-    ]
-    .into_iter()
-    .filter(|kind| !wanted.share.contains(kind))
-    .map(|kind| Namespace { kind, path: wanted.join.iter().find(|(joined, _)| *joined == kind).map(|(_, path)| path.clone()) })
-    .collect();
+    let namespaces =
+        [NamespaceKind::Mount, NamespaceKind::Pid, NamespaceKind::Ipc, NamespaceKind::Network, NamespaceKind::Uts, NamespaceKind::Cgroup]
+            .into_iter()
+            .filter(|kind| !wanted.share.contains(kind))
+            .map(|kind| Namespace { kind, path: wanted.join.iter().find(|(joined, _)| *joined == kind).map(|(_, path)| path.clone()) })
+            .collect();
     let paths = |list: &[&str]| if wanted.privileged { Vec::new() } else { list.iter().map(PathBuf::from).collect() };
     let mut resources = wanted.resources;
     let mut devices = if wanted.privileged { every_device() } else { device_rules() };
@@ -123,8 +117,7 @@ pub fn default_container(wanted: DefaultContainer) -> Spec {
             cgroups_path: wanted.cgroups_path,
             resources: Some(resources),
             devices: if wanted.privileged { host_devices() } else { Vec::new() },
-            seccomp: (!wanted.privileged && !wanted.unconfined)
-                .then(|| Seccomp { runtime_default: true, ..Seccomp::default() }),
+            seccomp: (!wanted.privileged && !wanted.unconfined).then(|| Seccomp { runtime_default: true, ..Seccomp::default() }),
             masked_paths: paths(&MASKED),
             readonly_paths: paths(&READONLY),
             ..Linux::default()
