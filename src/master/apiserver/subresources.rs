@@ -183,7 +183,10 @@ fn scale_value(call: &Call, live: &Value) -> Result<Value, Status> {
     let replicas = live["spec"]["replicas"].as_i64().unwrap_or(0);
     Ok(json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "spec": {"replicas": replicas}, "status": {},
-        "metadata": {"name": call.name, "namespace": call.namespace, "resourceVersion": live["metadata"]["resourceVersion"], "uid": live["metadata"]["uid"]},
+        "metadata": {
+            "name": call.name, "namespace": call.namespace,
+            "resourceVersion": live["metadata"]["resourceVersion"], "uid": live["metadata"]["uid"],
+        },
     }))
 }
 

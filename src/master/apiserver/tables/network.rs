@@ -179,7 +179,8 @@ mod tests {
         let cells = (SERVICES.cells)(&service, Timestamp::now());
         assert_eq!(cells[..5], ["web", "NodePort", "10.96.0.7", "<none>", "80:30080/TCP,53/UDP"].map(Value::from));
         assert_eq!(cells[6], "app=web");
-        let balancer = json!({"spec": {"type": "LoadBalancer", "externalIPs": ["9.9.9.9"]}, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
+        let spec = json!({"type": "LoadBalancer", "externalIPs": ["9.9.9.9"]});
+        let balancer = json!({"spec": spec, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
         assert_eq!(external_address(&balancer), "1.2.3.4,9.9.9.9");
         assert_eq!(external_address(&json!({"spec": {"type": "LoadBalancer"}})), "<pending>");
     }
