@@ -459,7 +459,8 @@ fn job_of_cron(name: &str, cron: &Value) -> Value {
         metadata["labels"] = template["metadata"]["labels"].clone();
     }
     metadata["ownerReferences"] = json!([{
-        "apiVersion": "batch/v1", "kind": "CronJob", "name": cron["metadata"]["name"], "uid": cron["metadata"]["uid"], "controller": true}]);
+        "apiVersion": "batch/v1", "kind": "CronJob", "controller": true,
+        "name": cron["metadata"]["name"], "uid": cron["metadata"]["uid"]}]);
     json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": template["spec"], "status": {}})
 }
 
@@ -733,7 +734,8 @@ pub async fn disruption_budget(cx: &Context, flags: DisruptionBudget) -> Result<
         _ => bail!("one of min-available or max-unavailable must be specified"),
     }
     let status = json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0});
-    let object = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": name(cx, &flags.names)?}, "spec": spec, "status": status});
+    let metadata = json!({"name": name(cx, &flags.names)?});
+    let object = json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata, "spec": spec, "status": status});
     make(cx, flags.common(), object).await
 }
 

@@ -9,7 +9,8 @@ use super::yaml;
 use crate::client::Resource;
 
 /// The forms that kubectl lists when it knows one not.
-const ALLOWED: &str = "custom-columns,custom-columns-file,go-template,go-template-file,json,jsonpath,jsonpath-as-json,jsonpath-file,kyaml,name,template,templatefile,wide,yaml";
+const ALLOWED: &str = "custom-columns,custom-columns-file,go-template,go-template-file,json,jsonpath,jsonpath-as-json,\
+    jsonpath-file,kyaml,name,template,templatefile,wide,yaml";
 
 /// What `-o` asks for.
 #[derive(Debug, Clone, PartialEq)]

@@ -155,7 +155,8 @@ mod tests {
         json!({"kind": "Table", "columnDefinitions": [
             {"name": "Name", "format": "name", "priority": 0}, {"name": "Status", "priority": 0}, {"name": "IP", "priority": 1}],
             "rows": [
-                {"cells": ["web", "Running\nreally", "10.0.0.1"], "object": {"metadata": {"namespace": "shop", "labels": {"a": "b", "x/tier": "f"}}}},
+                {"cells": ["web", "Running\nreally", "10.0.0.1"],
+                 "object": {"metadata": {"namespace": "shop", "labels": {"a": "b", "x/tier": "f"}}}},
                 {"cells": ["db", null, 3], "object": {"metadata": {"namespace": "default"}}}]})
     }
 

@@ -237,7 +237,8 @@ mod tests {
             json!({"metadata": {"finalizers": ["a", "b"]}}),
             json!({"metadata": {"finalizers": ["b", "c"]}}),
             json!({"metadata": {"finalizers": ["a", "b", "x"]}}),
-            json!({"metadata": {"$setElementOrder/finalizers": ["b", "c"], "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}}),
+            json!({"metadata": {"$setElementOrder/finalizers": ["b", "c"],
+                "finalizers": ["c"], "$deleteFromPrimitiveList/finalizers": ["a"]}}),
         );
         let args = |args: Value| pod_spec(json!({"containers": [{"name": "a", "args": args}]}));
         let expected = pod_spec(json!({"$setElementOrder/containers": [{"name": "a"}], "containers": [{"name": "a", "args": ["3"]}]}));
