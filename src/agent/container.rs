@@ -29,6 +29,8 @@ pub struct Surroundings<'a> {
     /// The file behind `terminationMessagePath`.
     pub termination_log: PathBuf,
     pub node_memory_bytes: u64,
+    /// A lower score than this the kernel would refuse.
+    pub oom_score_min: i32,
 }
 
 /// The container as the runtime wants it; root, namespaces of the pod and cgroup are filled in by the runtime.
@@ -67,7 +69,7 @@ pub fn spec(pod: &Pod, container: &Container, around: &Surroundings) -> Result<S
         no_new_privileges: security.allow_privilege_escalation == Some(false),
         unconfined: seccomp.is_some_and(|profile| profile.kind == "Unconfined"),
         resources: resources::of_container(container),
-        oom_score_adj: Some(resources::oom_score_adj(pod, container, around.node_memory_bytes)),
+        oom_score_adj: Some(resources::oom_score_adj(pod, container, around.node_memory_bytes).max(around.oom_score_min)),
         ..DefaultContainer::default()
     });
     // The pod's own /dev/shm stands in for the one that a lone container would have.

@@ -505,6 +505,7 @@ impl Worker {
             files: files.into(),
             termination_log,
             node_memory_bytes: self.node.facts.node_memory_bytes,
+            oom_score_min: self.node.oom_score_min,
         };
         let spec = container::spec(pod, container, &around).map_err(config_error)?;
         let sandbox = self.sandbox.clone().ok_or((CREATE_ERROR, "the pod's shim is gone".to_owned()))?;

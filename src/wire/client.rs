@@ -130,12 +130,6 @@ impl Client {
         }
     }
 
-    /// Closes what is open, so that the next request connects anew.
-    pub async fn disconnect(&self) {
-        *self.0.http2.lock().await = None;
-        self.0.idle.borrow_mut().clear();
-    }
-
     async fn connection(&self) -> anyhow::Result<Connection> {
         let mut http2 = self.0.http2.lock().await;
         if let Some(sender) = http2.as_ref().filter(|sender| !sender.is_closed()) {

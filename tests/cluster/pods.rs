@@ -109,7 +109,7 @@ spec:
     - {name: ADDRESS, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: MEMORY, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
     envFrom: [{prefix: P_, configMapRef: {name: settings}}]
-    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    resources: {limits: {memory: 64Mi, cpu: 500m}, requests: {memory: 64Mi, cpu: 500m}}
     securityContext: {runAsUser: 1000, runAsGroup: 1001}
     volumeMounts:
     - {name: work, mountPath: /work}

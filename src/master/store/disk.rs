@@ -3,9 +3,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::{Key, Object, State};
 use crate::api::schema;
@@ -19,6 +20,10 @@ const REVISIONS: &str = "revisions";
 /// Revisions are reserved on disk by this many at a time: changes that stay in memory use revisions too,
 /// and no revision may be given twice, not even after a crash.
 const REVISIONS_RESERVED: u64 = 1 << 20;
+
+/// How long another process may hold the file before that is an error, and how often it is asked for.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// All objects are in memory, so the database needs pages only for the paths to what it changes.
 const CACHE_BYTES: usize = 256 << 10;
@@ -37,7 +42,7 @@ pub enum Op<'a> {
 impl Disk {
     /// Opens or makes the database and reads all of it into `state`.
     pub fn open(path: &Path, state: &mut State) -> anyhow::Result<Self> {
-        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+        let database = open_when_free(path)?;
         let begin = database.begin_write()?;
         {
             // Makes the tables of a new database; on one that has them this changes nothing.
@@ -87,6 +92,18 @@ impl Disk {
         transaction.commit()?;
         self.reserved = reserve.unwrap_or(self.reserved);
         Ok(())
+    }
+}
+
+/// A master that was killed holds its file until the kernel has taken it apart; the next one may be there before that.
+fn open_when_free(path: &Path) -> anyhow::Result<Database> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match Database::builder().set_cache_size(CACHE_BYTES).create(path) {
+            Err(DatabaseError::DatabaseAlreadyOpen) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(DatabaseError::DatabaseAlreadyOpen) => bail!("another process has it open: is a second master running?"),
+            opened => return Ok(opened?),
+        }
     }
 }
 

@@ -25,8 +25,10 @@ pub use watch::Watch;
 
 /// Writes that may wait for the writer; a further one waits before it is queued.
 const WRITES_QUEUED_MAX: usize = 1024;
-/// What the log of one resource may hold before it forgets the oldest change: the larger of this and an eighth of the resource's objects.
-const LOG_BYTES_MIN: usize = 128 << 10;
+/// What the log of one resource may hold before it forgets the oldest change: the larger of this and an eighth of the
+/// resource's objects. What changes all the time (leases, events) has the smaller one, so that an idle cluster stays small.
+const LOG_BYTES_MIN: usize = 1 << 20;
+const VOLATILE_LOG_BYTES_MIN: usize = 64 << 10;
 
 /// Names one object. The resource is the row under which it is stored, whatever version it was asked by.
 #[derive(Clone, Debug)]
@@ -91,10 +93,6 @@ impl Object {
     pub fn view<T: serde::de::DeserializeOwned>(&self) -> anyhow::Result<T> {
         let Key { resource, namespace, name } = &self.key;
         serde_json::from_slice(&self.json).with_context(|| format!("read {} {namespace}/{name}", resource.plural))
-    }
-
-    pub fn resource_version(&self) -> String {
-        self.revision.to_string()
     }
 
     fn bytes(&self) -> usize {
@@ -167,6 +165,7 @@ struct Table {
 impl Table {
     fn record(&mut self, event: Arc<Event>) {
         let object = &event.object;
+        let volatile = object.key.resource.volatile;
         let gone = match event.change {
             Change::Added | Change::Modified => {
                 self.objects_bytes += object.bytes();
@@ -177,7 +176,8 @@ impl Table {
         self.objects_bytes -= gone.map_or(0, |gone| gone.bytes());
         self.log_bytes += object.bytes();
         self.log.push_back(event);
-        let limit = LOG_BYTES_MIN.max(self.objects_bytes / 8);
+        let least = if volatile { VOLATILE_LOG_BYTES_MIN } else { LOG_BYTES_MIN };
+        let limit = least.max(self.objects_bytes / 8);
         while self.log_bytes > limit
             && let Some(oldest) = self.log.pop_front()
         {
