@@ -78,9 +78,11 @@ impl Resolver {
 
 /// `spec.dnsPolicy`, with what each needs. A ClusterFirst pod in the node's network is `Default` unless its policy is
 /// ClusterFirstWithHostNet; without a cluster name server it is `Default` too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DnsPolicy<'a> {
-    ClusterFirst { nameserver: IpAddr, namespace: &'a str, cluster_domain: &'a str },
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DnsPolicy {
+    /// Of a cluster with a name server of its own.
+    #[cfg(test)]
+    ClusterFirst { nameserver: IpAddr, namespace: String, cluster_domain: String },
     Default,
     None,
 }
@@ -88,6 +90,7 @@ pub enum DnsPolicy<'a> {
 /// /etc/resolv.conf of a pod: what the policy gives, the pod's `spec.dnsConfig` after it, cut to Kubernetes' limits.
 pub fn resolv_conf(policy: DnsPolicy, node: &Resolver, pod: &Resolver) -> String {
     let base = match policy {
+        #[cfg(test)]
         DnsPolicy::ClusterFirst { nameserver, namespace, cluster_domain } => {
             let cluster = [format!("{namespace}.svc.{cluster_domain}"), format!("svc.{cluster_domain}"), cluster_domain.to_owned()];
             Resolver {
@@ -189,7 +192,7 @@ mod tests {
         let node = resolver("192.0.2.1 192.0.2.2", "example.org", "timeout:1");
         let none = Resolver::default();
         let cluster_first =
-            DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "shop", cluster_domain: "cluster.local" };
+            DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "shop".into(), cluster_domain: "cluster.local".into() };
         let own = resolver("192.0.2.2 192.0.2.3 192.0.2.4", "example.org b.example", "ndots:2 edns0");
         let cases = [
             (
@@ -211,13 +214,14 @@ mod tests {
             ),
         ];
         for (policy, pod, expected) in cases {
-            assert_eq!(resolv_conf(policy, &node, pod), expected, "{policy:?}");
+            let said = format!("{policy:?}");
+            assert_eq!(resolv_conf(policy, &node, pod), expected, "{said}");
         }
     }
 
     #[test]
     fn an_option_of_the_pod_takes_the_place_of_the_policys() {
-        let cluster_first = DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "a", cluster_domain: "b" };
+        let cluster_first = DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "a".into(), cluster_domain: "b".into() };
         let text = resolv_conf(cluster_first, &Resolver::default(), &resolver("", "", "ndots:2 rotate"));
         assert!(text.ends_with("\noptions ndots:2 rotate\n"), "{text}");
     }

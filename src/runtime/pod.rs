@@ -17,17 +17,27 @@ use smol::Async;
 
 use super::cgroup::Cgroup;
 use super::seal;
-use super::shim::protocol::{Arrived, Create, Exec, Inbox, Reply, Request, encode, send};
+#[cfg(test)]
+use super::shim::protocol::Exec;
+use super::shim::protocol::{Arrived, Create, Inbox, Reply, Request, encode, send};
+#[cfg(test)]
 use super::shim::usage::usage;
 use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
-use super::spec::{Namespace, NamespaceKind, Resources, Root, Spec};
+#[cfg(test)]
+use super::spec::Resources;
+use super::spec::{Namespace, NamespaceKind, Root, Spec};
 use crate::base::file;
 use crate::base::time::Timestamp;
 
 pub use super::shim::PodConfig;
-pub use super::shim::protocol::{ExecUser, Rootfs};
+#[cfg(test)]
+pub use super::shim::protocol::ExecUser;
+pub use super::shim::protocol::Rootfs;
+#[cfg(test)]
 pub use super::shim::usage::Usage;
-pub use super::shim::status::{ContainerState, ContainerStatus, Exit};
+#[cfg(test)]
+pub use super::shim::status::Exit;
+pub use super::shim::status::{ContainerState, ContainerStatus};
 
 /// How long a shim may take to stand up, or to finish what an agent that died left with it.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -80,6 +90,7 @@ pub struct ContainerConfig {
     pub tty: bool,
 }
 
+#[cfg(test)]
 /// A further process in a container; what is not set is as the container's own process has it.
 #[derive(Clone, Debug, Default)]
 pub struct ExecConfig {
@@ -90,6 +101,7 @@ pub struct ExecConfig {
     pub user: Option<ExecUser>,
 }
 
+#[cfg(test)]
 /// What a process executed in a container reads and prints to.
 pub enum ExecStdio {
     /// Standard input, output and error. They may be pipes, files, sockets: nothing stands between.
@@ -98,6 +110,7 @@ pub enum ExecStdio {
     Terminal,
 }
 
+#[cfg(test)]
 /// A process being executed. Dropping it kills the process.
 pub struct ExecProcess {
     client: Client,
@@ -232,6 +245,7 @@ impl Pod {
         self.done(Request::Remove { container: id.to_owned() }).await.with_context(|| format!("remove container {id}"))
     }
 
+    #[cfg(test)]
     pub async fn exec(&self, id: &str, config: ExecConfig, stdio: ExecStdio) -> Result<ExecProcess> {
         let ExecConfig { args, env, cwd, user } = config;
         let (tty, fds) = match stdio {
@@ -246,6 +260,7 @@ impl Pod {
         }
     }
 
+    #[cfg(test)]
     /// The size of a container's terminal in characters.
     pub async fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<()> {
         self.done(Request::Resize { container: id.to_owned(), columns, rows }).await
@@ -269,12 +284,14 @@ impl Pod {
         Ok(Events(client))
     }
 
+    #[cfg(test)]
     /// Changes the limits of a container.
     pub async fn update(&self, id: &str, resources: Resources) -> Result<()> {
         let cgroup = self.0.config.cgroup.join(id);
         smol::unblock(move || Cgroup::at(&cgroup)?.update(&resources)).await.with_context(|| format!("update container {id}"))
     }
 
+    #[cfg(test)]
     /// What a container has used.
     pub async fn stats(&self, id: &str) -> Result<Usage> {
         let cgroup = self.0.config.cgroup.join(id);
@@ -311,6 +328,7 @@ impl Pod {
     }
 }
 
+#[cfg(test)]
 impl ExecProcess {
     /// Waits for the process to end; its exit code as a shell has it, 128 and the signal's number for one that was killed.
     pub async fn wait(mut self) -> Result<i32> {

@@ -712,7 +712,7 @@ fn a_service_follows_the_pods_it_selects() {
         assert_eq!(addresses, ["10.244.0.2", "10.244.0.3"]);
         assert_eq!(slice(&world)["ports"], json!([{"name": "", "port": 8080, "protocol": "TCP"}]));
         assert_eq!((slice(&world)["endpoints"].as_array().unwrap().len(), world.list("endpointslices").len()), (2, 1));
-        assert_eq!(meta::label(&slice(&world), "kubernetes.io/service-name"), Some("web"));
+        assert_eq!(slice(&world)["metadata"]["labels"]["kubernetes.io/service-name"], "web");
         let revision = world.objects().store().revision();
         let world = world.restarted();
         world.settle().await;

@@ -13,12 +13,13 @@ pub enum Architecture {
 
 impl Architecture {
     /// What this kernel runs: its own architecture first.
-    #[cfg(target_arch = "x86_64")]
-    pub const NATIVE: &[Self] = &[Self::X86_64, Self::X86];
-    #[cfg(target_arch = "aarch64")]
-    pub const NATIVE: &[Self] = &[Self::Aarch64, Self::Arm];
-    #[cfg(target_arch = "arm")]
-    pub const NATIVE: &[Self] = &[Self::Arm];
+    pub const NATIVE: &[Self] = if cfg!(target_arch = "x86_64") {
+        &[Self::X86_64, Self::X86]
+    } else if cfg!(target_arch = "aarch64") {
+        &[Self::Aarch64, Self::Arm]
+    } else {
+        &[Self::Arm]
+    };
 
     /// The one this program is for, and those of the named that the kernel runs as well. Names of others are of no use here.
     pub fn named(names: &[String]) -> Vec<Self> {

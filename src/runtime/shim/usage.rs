@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crate::runtime::cgroup::Cgroup;
 
+#[cfg(test)]
 /// Since the cgroup was made, or now, as the name says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -18,6 +19,7 @@ pub struct Usage {
     pub processes: u64,
 }
 
+#[cfg(test)]
 pub fn usage(cgroup: &Cgroup) -> Usage {
     let memory = cgroup.folder("memory").unwrap_or(Path::new(""));
     let processes = cgroup.folder("pids").and_then(|folder| number(&folder.join("pids.current"))).unwrap_or(0);
@@ -55,6 +57,7 @@ pub fn oom_kills(cgroup: &Cgroup) -> u64 {
     field(&memory.join(file), "oom_kill").unwrap_or(0)
 }
 
+#[cfg(test)]
 fn number(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
