@@ -335,8 +335,7 @@ impl Node {
         }
         // Read at each pull, so that what a person mends there works with the next try.
         let registries = Registries::read(&self.places.config.join("registries.yaml")).context("read registries.yaml")?;
-        let options =
-            PullOptions { credentials, registries: Rc::new(registries), dialer: self.dialer.clone(), ..PullOptions::default() };
+        let options = PullOptions { credentials, registries: Rc::new(registries), dialer: self.dialer.clone(), ..PullOptions::default() };
         let pulled = self.images.pull(reference, &options).await?;
         self.status_due.set(true);
         Ok(pulled)

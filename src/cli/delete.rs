@@ -115,8 +115,10 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         grace = 1;
     }
     if flags.force {
-        cx.note("Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource \
-            may continue to run on the cluster indefinitely.");
+        cx.note(
+            "Warning: Immediate deletion does not wait for confirmation that the running resource has been terminated. The resource \
+            may continue to run on the cluster indefinitely.",
+        );
     }
     let wanted = Wanted {
         names: &flags.names,

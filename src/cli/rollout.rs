@@ -316,7 +316,9 @@ async fn undo_one(cx: &Context, found: &Found, flags: &Flags, dry_run: DryRun) -
             "Warning: resource {}/{} was previously managed with 'edgectl apply'. Rolling back will not update the {} annotation, which \
                 may cause unexpected behavior on future 'edgectl apply' operations. Consider using 'edgectl apply' with your previous \
                 configuration file instead.",
-            found.resource.plural, found.name, super::apply::LAST_APPLIED
+            found.resource.plural,
+            found.name,
+            super::apply::LAST_APPLIED
         ));
     }
     let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());

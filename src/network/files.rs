@@ -82,7 +82,11 @@ impl Resolver {
 pub enum DnsPolicy {
     /// Of a cluster with a name server of its own.
     #[cfg(test)]
-    ClusterFirst { nameserver: IpAddr, namespace: String, cluster_domain: String },
+    ClusterFirst {
+        nameserver: IpAddr,
+        namespace: String,
+        cluster_domain: String,
+    },
     Default,
     None,
 }
@@ -191,8 +195,11 @@ mod tests {
     fn resolv_conf_follows_the_policy() {
         let node = resolver("192.0.2.1 192.0.2.2", "example.org", "timeout:1");
         let none = Resolver::default();
-        let cluster_first =
-            DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "shop".into(), cluster_domain: "cluster.local".into() };
+        let cluster_first = DnsPolicy::ClusterFirst {
+            nameserver: "10.96.0.10".parse().unwrap(),
+            namespace: "shop".into(),
+            cluster_domain: "cluster.local".into(),
+        };
         let own = resolver("192.0.2.2 192.0.2.3 192.0.2.4", "example.org b.example", "ndots:2 edns0");
         let cases = [
             (
@@ -221,7 +228,8 @@ mod tests {
 
     #[test]
     fn an_option_of_the_pod_takes_the_place_of_the_policys() {
-        let cluster_first = DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "a".into(), cluster_domain: "b".into() };
+        let cluster_first =
+            DnsPolicy::ClusterFirst { nameserver: "10.96.0.10".parse().unwrap(), namespace: "a".into(), cluster_domain: "b".into() };
         let text = resolv_conf(cluster_first, &Resolver::default(), &resolver("", "", "ndots:2 rotate"));
         assert!(text.ends_with("\noptions ndots:2 rotate\n"), "{text}");
     }

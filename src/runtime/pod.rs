@@ -34,10 +34,10 @@ pub use super::shim::PodConfig;
 pub use super::shim::protocol::ExecUser;
 pub use super::shim::protocol::Rootfs;
 #[cfg(test)]
-pub use super::shim::usage::Usage;
-#[cfg(test)]
 pub use super::shim::status::Exit;
 pub use super::shim::status::{ContainerState, ContainerStatus};
+#[cfg(test)]
+pub use super::shim::usage::Usage;
 
 /// How long a shim may take to stand up, or to finish what an agent that died left with it.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -295,7 +295,9 @@ impl Pod {
     /// What a container has used.
     pub async fn stats(&self, id: &str) -> Result<Usage> {
         let cgroup = self.0.config.cgroup.join(id);
-        smol::unblock(move || Cgroup::at(&cgroup).map(|cgroup| usage(&cgroup))).await.with_context(|| format!("read stats of container {id}"))
+        smol::unblock(move || Cgroup::at(&cgroup).map(|cgroup| usage(&cgroup)))
+            .await
+            .with_context(|| format!("read stats of container {id}"))
     }
 
     /// Kills what is left of the pod, its shim included, and removes all of it but the logs. Doing it again, or to a lost pod, is fine.

@@ -108,7 +108,8 @@ fn folders_import_only_what_they_may() {
         assert!(IMPORTS.iter().any(|(listed, _)| *listed == top), "{}: the table of imports does not know {top}", source.path);
         for (number, line) in source.code() {
             for (at, _) in line.match_indices("crate::") {
-                let target: Vec<&str> = line[at + 7..].split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').next().unwrap().split("::").collect();
+                let target: Vec<&str> =
+                    line[at + 7..].split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').next().unwrap().split("::").collect();
                 let name = target[0];
                 let whole = format!("{name}/{}", target.get(1).unwrap_or(&""));
                 if name.is_empty() || name.chars().next().is_some_and(char::is_uppercase) {
@@ -140,7 +141,8 @@ fn unsafe_code_stands_in_sys_with_its_proof() {
         let lines: Vec<&str> = source.text.lines().collect();
         for (index, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            let is_unsafe = code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl") || code.contains("unsafe extern");
+            let is_unsafe =
+                code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl") || code.contains("unsafe extern");
             if !is_unsafe {
                 continue;
             }

@@ -337,10 +337,8 @@ mod tests {
     #[test]
     fn endpoints_are_named_up_to_three() {
         let endpoint = |last: u8| json!({"addresses": [format!("10.0.0.{last}")], "conditions": {"ready": last != 9}});
-        let slices = [
-            json!({"ports": [{"name": "http", "port": 80}],
-                "endpoints": [endpoint(1), endpoint(9), endpoint(2), endpoint(3), endpoint(4)]}),
-        ];
+        let slices = [json!({"ports": [{"name": "http", "port": 80}],
+                "endpoints": [endpoint(1), endpoint(9), endpoint(2), endpoint(3), endpoint(4)]})];
         assert_eq!(endpoints_text(&slices, "http"), "10.0.0.1:80,10.0.0.2:80,10.0.0.3:80 + 1 more...");
         assert_eq!(endpoints_text(&slices, "other"), "");
         assert_eq!(endpoints_text(&[], "http"), "<none>");

@@ -33,7 +33,9 @@ pub enum Refusal {
         ever: bool,
     },
     /// Too many pods of its kind in this part of the topology; or the node is in none (`labelled: false`).
-    Spread { labelled: bool },
+    Spread {
+        labelled: bool,
+    },
     /// Nobody is near whom the pod wants.
     Alone,
     /// Somebody is near whom the pod does not want.

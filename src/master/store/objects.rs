@@ -13,9 +13,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{Expired, Key, Object, Refused, Store, Watch, Write};
-use crate::api::{defaults, meta, validation};
 use crate::api::schema::{self, Resource};
 use crate::api::status::Status;
+use crate::api::{defaults, meta, validation};
 use crate::base::id;
 use crate::base::time::Timestamp;
 

@@ -128,15 +128,10 @@ mod tests {
 
     #[test]
     fn an_executed_process_differs_from_the_containers_own_only_where_asked() {
-        let own = Process {
-            args: vec!["server".to_owned()],
-            env: vec!["PATH=/bin".to_owned()],
-            cwd: "/srv".to_owned(),
-            ..Process::default()
-        };
+        let own =
+            Process { args: vec!["server".to_owned()], env: vec!["PATH=/bin".to_owned()], cwd: "/srv".to_owned(), ..Process::default() };
         let spec = Spec { process: Some(own.clone()), ..Spec::default() };
-        let mut exec =
-            Exec { container: "c1".to_owned(), args: vec!["ls".to_owned()], env: Vec::new(), cwd: None, user: None, tty: false };
+        let mut exec = Exec { container: "c1".to_owned(), args: vec!["ls".to_owned()], env: Vec::new(), cwd: None, user: None, tty: false };
         assert_eq!(process(&spec, &exec).unwrap(), Process { args: exec.args.clone(), ..own.clone() });
         exec.env = vec!["A=b".to_owned()];
         exec.cwd = Some("/tmp".to_owned());

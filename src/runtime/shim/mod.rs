@@ -23,8 +23,8 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::sys::process::{Fork, clone3};
-use protocol::Reply;
 pub use jobs::{CONFIG as BUNDLE_CONFIG, WRITABLE, remove_files};
+use protocol::Reply;
 pub use setup::PodConfig;
 
 /// Names in a pod's folder: the socket, the pod's configuration, what the shim has to complain about, the containers' folders, the runtime's records of them.

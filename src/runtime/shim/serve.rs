@@ -226,7 +226,11 @@ impl Shim {
 
     fn status(&self) -> Vec<ContainerStatus> {
         // One without a process was never created.
-        self.containers.values().filter(|container| container.has_exited() || container.pidfd.is_some()).map(|container| container.status.clone()).collect()
+        self.containers
+            .values()
+            .filter(|container| container.has_exited() || container.pidfd.is_some())
+            .map(|container| container.status.clone())
+            .collect()
     }
 
     fn find(&self, id: &str) -> Result<Number> {
@@ -439,7 +443,9 @@ impl Shim {
         for client in self.waiting(Waits::Process(pid)) {
             self.answer(client, &Reply::Ended { code: exit_code(status).0 }, None);
         }
-        let Some((&number, container)) = self.containers.iter_mut().find(|(_, container)| container.status.pid == Some(pid)) else { return };
+        let Some((&number, container)) = self.containers.iter_mut().find(|(_, container)| container.status.pid == Some(pid)) else {
+            return;
+        };
         // It ended before the worker that has just started it: one after the other.
         if container.busy { container.ended = Some(status) } else { self.exited(number, status) }
     }

@@ -92,8 +92,7 @@ mod tests {
             ("pids.current", "3\n"),
         ]);
         let cgroup = Cgroup::V2(folder.clone());
-        let expected =
-            Usage { cpu_nanoseconds: 1_500_000, memory_bytes: 1000, working_set_bytes: 600, resident_bytes: 300, processes: 3 };
+        let expected = Usage { cpu_nanoseconds: 1_500_000, memory_bytes: 1000, working_set_bytes: 600, resident_bytes: 300, processes: 3 };
         assert_eq!((usage(&cgroup), oom_kills(&cgroup)), (expected, 1));
         fs::remove_dir_all(folder).unwrap();
     }
