@@ -75,7 +75,7 @@ impl Changes {
     /// Takes `key=value` and `key-` off the end of the words; what is before them names objects.
     fn split(words: &[String]) -> Result<(&[String], Self)> {
         let is_change = |word: &String| !word.contains('/') && word.ends_with('-') || word.contains('=') || word.ends_with('-');
-        let start = words.iter().position(|word| is_change(word)).unwrap_or(words.len());
+        let start = words.iter().position(is_change).unwrap_or(words.len());
         let mut changes = Self::default();
         for word in &words[start..] {
             match (word.split_once('='), word.strip_suffix('-')) {

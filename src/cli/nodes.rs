@@ -162,7 +162,7 @@ pub async fn taint(cx: &Context, flags: TaintFlags) -> Result<u8> {
         bail!("one or more taint updates are required, behind the type and the name of a node")
     };
     let (kind, first) = kind.split_once('/').map_or((kind.as_str(), None), |(kind, name)| (kind, Some(name.to_owned())));
-    if !super::known(kind).is_some_and(|row| &*row.plural == "nodes") {
+    if super::known(kind).is_none_or(|row| &*row.plural != "nodes") {
         bail!("invalid resource type {kind}, only node types are supported");
     }
     let is_change = |word: &String| word.contains(':') || word.contains('=') || word.ends_with('-');

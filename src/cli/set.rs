@@ -68,7 +68,7 @@ pub struct Flags {
 }
 
 /// Where an object has its pod spec.
-pub fn pod_spec<'a>(object: &'a mut Value) -> Option<&'a mut Value> {
+pub fn pod_spec(object: &mut Value) -> Option<&mut Value> {
     let path = match object["kind"].as_str() {
         Some("Pod") => "/spec",
         Some("CronJob") => "/spec/jobTemplate/spec/template/spec",

@@ -46,7 +46,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let store = Store::open(Some(&places.state.join("store.redb")))?;
     let objects = Objects::new(store, apiserver::admission::admit);
     let nodes = Nodes::default();
-    let api = apiserver::Server::new(objects.clone(), nodes, &pki.service_account_key().serialize_pem().as_bytes())?;
+    let api = apiserver::Server::new(objects.clone(), nodes, pki.service_account_key().serialize_pem().as_bytes())?;
 
     let own =
         TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, API_PORT))).with_context(|| format!("listen on port {API_PORT}"))?;

@@ -221,7 +221,7 @@ impl Cgroup {
             Self::V2(folder) => remove(folder),
             Self::V1(hierarchies) => {
                 let removed = hierarchies.iter().map(|hierarchy| remove(&hierarchy.path));
-                removed.fold(Ok(()), |first, next| first.and(next))
+                removed.collect::<Vec<_>>().into_iter().collect()
             }
         }
     }

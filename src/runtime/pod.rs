@@ -20,11 +20,7 @@ use super::seal;
 #[cfg(test)]
 use super::shim::protocol::Exec;
 use super::shim::protocol::{Arrived, Create, Inbox, Reply, Request, encode, send};
-#[cfg(test)]
-use super::shim::usage::usage;
 use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
-#[cfg(test)]
-use super::spec::Resources;
 use super::spec::{Namespace, NamespaceKind, Root, Spec};
 use crate::base::file;
 use crate::base::time::Timestamp;
@@ -36,8 +32,6 @@ pub use super::shim::protocol::Rootfs;
 #[cfg(test)]
 pub use super::shim::status::Exit;
 pub use super::shim::status::{ContainerState, ContainerStatus};
-#[cfg(test)]
-pub use super::shim::usage::Usage;
 
 /// How long a shim may take to stand up, or to finish what an agent that died left with it.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
@@ -282,22 +276,6 @@ impl Pod {
         let client = self.client().await?;
         client.send(&Request::Events, &[]).await?;
         Ok(Events(client))
-    }
-
-    #[cfg(test)]
-    /// Changes the limits of a container.
-    pub async fn update(&self, id: &str, resources: Resources) -> Result<()> {
-        let cgroup = self.0.config.cgroup.join(id);
-        smol::unblock(move || Cgroup::at(&cgroup)?.update(&resources)).await.with_context(|| format!("update container {id}"))
-    }
-
-    #[cfg(test)]
-    /// What a container has used.
-    pub async fn stats(&self, id: &str) -> Result<Usage> {
-        let cgroup = self.0.config.cgroup.join(id);
-        smol::unblock(move || Cgroup::at(&cgroup).map(|cgroup| usage(&cgroup)))
-            .await
-            .with_context(|| format!("read stats of container {id}"))
     }
 
     /// Kills what is left of the pod, its shim included, and removes all of it but the logs. Doing it again, or to a lost pod, is fine.

@@ -452,7 +452,7 @@ impl Spec {
             bail!("linux.namespaces needs a mount namespace");
         }
         let own_uts = linux.namespaces.iter().any(|namespace| namespace.kind == NamespaceKind::Uts);
-        if !own_uts && !(self.hostname.is_empty() && self.domainname.is_empty()) {
+        if !own_uts && (!self.hostname.is_empty() || !self.domainname.is_empty()) {
             bail!("hostname and domainname need a uts namespace");
         }
         self.process.as_ref().map_or(Ok(()), Process::check)

@@ -51,7 +51,7 @@ fn wait(lab: &Lab, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Va
     }
 }
 
-fn phase<'a>(pod: &'a Value) -> &'a str {
+fn phase(pod: &Value) -> &str {
     pod["status"]["phase"].as_str().unwrap_or_default()
 }
 

@@ -51,7 +51,7 @@ impl Source {
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         let only_tests = self.path.ends_with("tests.rs") || self.path.contains("/tests/") || self.path.ends_with("testdata.rs");
         let lines = self.text.lines().enumerate().map(|(index, line)| (index + 1, line));
-        lines.take_while(move |(_, line)| !only_tests && !line.starts_with("#[cfg(test)]\nmod") && !line.starts_with("mod tests {"))
+        lines.take_while(move |(_, line)| !only_tests && !line.trim_start_matches("pub ").starts_with("mod tests {"))
     }
 }
 

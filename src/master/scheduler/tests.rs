@@ -26,7 +26,10 @@ impl Cluster {
         let resource = |plural| schema::resource("", "v1", plural).unwrap();
         let cluster = Cluster { objects: objects.clone(), pods: resource("pods"), nodes: resource("nodes") };
         smol::block_on(async {
-            let ended = async { Some(test(&cluster).await) };
+            let ended = async {
+                test(&cluster).await;
+                Some(())
+            };
             let scheduler = async {
                 super::run(objects).await;
                 None

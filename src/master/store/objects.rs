@@ -429,7 +429,7 @@ fn keep_identity(live: &Value, value: &mut Value) {
 }
 
 fn keep_other_part(resource: &'static Resource, part: Part, live: &Value, value: &mut Value) {
-    if !resource.stored_as().subresource("status").is_some() {
+    if resource.stored_as().subresource("status").is_none() {
         return;
     }
     match part {

@@ -13,10 +13,13 @@ use super::{Change, Event, Key, Object, Refused, Shared, Write};
 /// Commits that share one sync at most, so that the first of them does not wait for ever longer.
 const BATCH_MAX: usize = 512;
 
+/// The states that a commit made, or why it made none.
+type Answer = Result<Vec<Arc<Object>>, Refused>;
+
 pub struct Request {
     pub writes: Vec<Write>,
     /// Holds one answer; who does not wait for it any more has dropped the other end.
-    pub answer: Sender<Result<Vec<Arc<Object>>, Refused>>,
+    pub answer: Sender<Answer>,
 }
 
 /// Runs until every [`super::Store`] handle is gone and the queue is empty.
@@ -46,7 +49,7 @@ struct Batch<'a> {
     /// What this batch has made of an object so far; `None`: deleted.
     overlay: HashMap<Identity, Option<Arc<Object>>>,
     events: Vec<Arc<Event>>,
-    answers: Vec<(Sender<Result<Vec<Arc<Object>>, Refused>>, Vec<Arc<Object>>)>,
+    answers: Vec<(Sender<Answer>, Vec<Arc<Object>>)>,
 }
 
 impl<'a> Batch<'a> {

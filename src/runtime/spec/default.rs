@@ -1,7 +1,7 @@
 //! The container that one gets without asking for anything: mounts, paths hidden and made read-only, capabilities, devices.
 //! The same as containerd and Docker give; it takes plain values and knows no Kubernetes object.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{
     Capabilities, Device, DeviceRule, Linux, Mount, Namespace, NamespaceKind, Process, Resources, Root, Seccomp, Spec, User, VERSION,
@@ -199,7 +199,7 @@ fn host_devices() -> Vec<Device> {
                 gid: Some(metadata.gid()),
             })
         })
-        .filter(|device| device.path != PathBuf::from("/dev/console"))
+        .filter(|device| device.path != Path::new("/dev/console"))
         .collect();
     devices.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     devices
