@@ -376,11 +376,12 @@ fn next_of(container: &mut ContainerRecord, policy: RestartPolicy, now: Timestam
                 return Next::Done { success: exit.code == 0 };
             }
             // The first restart comes at once; only a container that crashes again waits.
-            let first = container.restarts == 0 && container.last.is_none();
-            let until = if first { now } else { exit.finished.plus(container.backoff) };
-            if first {
+            if container.last.is_none() && container.restarts == 0 {
+                container.last = Some(exit.clone());
                 container.backoff = Duration::ZERO;
+                return Next::Start;
             }
+            let until = exit.finished.plus(container.backoff);
             let message = format!("back-off {} restarting failed container", seconds(container.backoff));
             container.last = Some(exit.clone());
             container.state = ContainerState::Waiting { reason: "CrashLoopBackOff", message, until };

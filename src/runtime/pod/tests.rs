@@ -242,11 +242,8 @@ fn a_container_that_cannot_be_made_leaves_nothing_and_says_why() {
 }
 
 /// The body of the process that the next test kills.
-#[test]
-#[ignore = "a part of another test"]
-fn agent_that_will_be_killed() {
-    let Some(folder) = std::env::var_os("EDGECTL_TEST_MACHINE") else { return };
-    let machine = std::mem::ManuallyDrop::new(Machine::at(Path::new(&folder)));
+fn agent_that_will_be_killed(folder: &Path) {
+    let machine = std::mem::ManuallyDrop::new(Machine::at(folder));
     smol::block_on(async {
         let pod = machine.pod("a").await;
         start(&pod, machine.container("quick", "seq 1 10; exit 5")).await;
@@ -257,11 +254,15 @@ fn agent_that_will_be_killed() {
     });
 }
 
+/// The test starts itself once more, as the agent.
 #[test]
 fn killing_the_agent_loses_no_line_and_no_exit_code() {
+    if let Some(folder) = std::env::var_os("EDGECTL_TEST_MACHINE") {
+        return agent_that_will_be_killed(Path::new(&folder));
+    }
     let machine = Machine::new();
     let mut agent = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "runtime::pod::tests::agent_that_will_be_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "runtime::pod::tests::killing_the_agent_loses_no_line_and_no_exit_code", "--nocapture"])
         .env("EDGECTL_TEST_MACHINE", &machine.folder)
         .stdout(Stdio::piped())
         .spawn()
@@ -596,16 +597,10 @@ fn sysctls_are_the_pods_own_and_a_wrong_one_fails_the_pod() {
 /// What a pod may cost, in KB.
 const BUDGET_KB: u64 = 300;
 
-/// What pods cost, each with one container: `EDGECTL=…/release/edgectl cargo test pods_cost -- --ignored --nocapture`.
+/// What pods cost, each with one container; `EDGECTL=…/release/edgectl cargo test pods_cost -- --nocapture` prints it.
 #[test]
-#[ignore = "a measurement"]
 fn pods_cost_at_most_300_kb_of_memory_each() {
     measure(&[1, 10, 100]);
-}
-
-#[test]
-fn another_pod_costs_at_most_300_kb_of_memory() {
-    measure(&[1, 5]);
 }
 
 /// The program's own pages are mapped by the master, the agent and every shim alike: together they cost what they cost one.
