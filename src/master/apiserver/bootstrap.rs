@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
 use crate::api::schema::{self, Resource};
@@ -19,20 +20,26 @@ const SERVICES: &str = "10.96.0.0/16";
 /// # Errors
 /// If the store refuses; what was made before stays.
 pub async fn run(objects: &Objects, address: IpAddr, port: u16) -> Result<(), Status> {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        ensure(objects, "", "namespaces", "", name, json!({})).await?;
-    }
+    let namespaces = ["default", "kube-system", "kube-public", "kube-node-lease"];
+    try_join_all(namespaces.map(|name| ensure(objects, "", "namespaces", "", name, json!({})))).await?;
+    // All at once: one sync of the store serves them all.
+    let first = first_objects();
+    try_join_all(first.into_iter().map(|(group, plural, name, object)| ensure(objects, group, plural, "", name, object))).await?;
+    service(objects, address, port).await
+}
+
+/// (group, plural, name, object) of priority classes, roles and bindings.
+fn first_objects() -> Vec<(&'static str, &'static str, &'static str, Value)> {
+    let mut first = Vec::new();
     for (name, value, what) in [
         ("system-node-critical", 2_000_001_000, "cannot be moved from their current node"),
         ("system-cluster-critical", 2_000_000_000, "must run in the cluster, but can be moved to another node if necessary"),
     ] {
         let description = format!("Used for system critical pods that {what}.");
         let class = json!({"value": value, "description": description, "preemptionPolicy": "PreemptLowerPriority", "globalDefault": false});
-        ensure(objects, "scheduling.k8s.io", "priorityclasses", "", name, class).await?;
+        first.push(("scheduling.k8s.io", "priorityclasses", name, class));
     }
-    for role in ROLES {
-        ensure(objects, super::auth::rbac::GROUP, "clusterroles", "", role.name, role.object()).await?;
-    }
+    first.extend(ROLES.iter().map(|role| (super::auth::rbac::GROUP, "clusterroles", role.name, role.object())));
     for (name, group) in BINDINGS {
         let subjects: Vec<Value> =
             group.split(' ').map(|group| json!({"kind": "Group", "apiGroup": super::auth::rbac::GROUP, "name": group})).collect();
@@ -40,9 +47,9 @@ pub async fn run(objects: &Objects, address: IpAddr, port: u16) -> Result<(), St
             "metadata": {"labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}}, "subjects": subjects,
             "roleRef": {"apiGroup": super::auth::rbac::GROUP, "kind": "ClusterRole", "name": name},
         });
-        ensure(objects, super::auth::rbac::GROUP, "clusterrolebindings", "", name, binding).await?;
+        first.push((super::auth::rbac::GROUP, "clusterrolebindings", name, binding));
     }
-    service(objects, address, port).await
+    first
 }
 
 /// The Service `kubernetes`, and where it leads: the one thing that follows the master when it moves.
