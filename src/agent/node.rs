@@ -192,7 +192,6 @@ fn status(node: &Node, machine: &Machine, live: &Value, now: Timestamp) -> Value
         .take(IMAGES_MAX)
         .map(|image| json!({"names": image.digests.iter().chain(&image.names).collect::<Vec<_>>(), "sizeBytes": image.size_bytes}))
         .collect();
-    let version = format!("{}+edgectl.{}", crate::api::KUBERNETES_VERSION, env!("CARGO_PKG_VERSION"));
     json!({
         "capacity": capacity(machine.memory_bytes),
         "allocatable": capacity(machine.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES)),
@@ -203,7 +202,7 @@ fn status(node: &Node, machine: &Machine, live: &Value, now: Timestamp) -> Value
         "images": images,
         "nodeInfo": {
             "architecture": architecture(), "operatingSystem": "linux", "osImage": machine.os_image, "kernelVersion": machine.kernel,
-            "containerRuntimeVersion": format!("edgectl://{}", env!("CARGO_PKG_VERSION")), "kubeletVersion": version, "kubeProxyVersion": "",
+            "containerRuntimeVersion": format!("edgectl://{}", env!("CARGO_PKG_VERSION")), "kubeletVersion": crate::api::VERSION, "kubeProxyVersion": "",
             "machineID": machine.machine_id, "systemUUID": machine.machine_id, "bootID": machine.boot_id,
         },
     })

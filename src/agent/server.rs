@@ -1,6 +1,7 @@
 //! The agent's end of the tunnel: dials the master, stays connected, and answers what the API server asks of this node.
 //! It listens on no port. Paths are the kubelet's own. <https://kubernetes.io/docs/reference/node/kubelet-auth/> names them.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -58,8 +59,8 @@ type Answered = Result<Response<Body>, (StatusCode, String)>;
 
 fn container_logs(node: &Rc<Node>, namespace: &str, pod: &str, container: &str, query: &str) -> Answered {
     let bad = |message: String| (StatusCode::BAD_REQUEST, message);
-    let parameter =
-        |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')).filter(|value| !value.is_empty());
+    let pairs: Vec<(Cow<str>, Cow<str>)> = form_urlencoded::parse(query.as_bytes()).collect();
+    let parameter = |name: &str| pairs.iter().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| &**value);
     let is_set = |name: &str| matches!(parameter(name), Some("true" | "1"));
     let number = |name: &str| match parameter(name) {
         None => Ok(None),
@@ -67,10 +68,7 @@ fn container_logs(node: &Rc<Node>, namespace: &str, pod: &str, container: &str, 
     };
     let since = match (number("sinceSeconds")?, parameter("sinceTime")) {
         (Some(seconds), _) => Some(Timestamp(Timestamp::now().0 - seconds as i64 * 1_000_000)),
-        (None, Some(text)) => {
-            let text = text.replace("%3A", ":").replace("%3a", ":").replace("%2B", "+");
-            Some(Timestamp::parse(&text).ok_or_else(|| bad(format!("sinceTime {text:?} is no RFC 3339 time")))?)
-        }
+        (None, Some(text)) => Some(Timestamp::parse(text).ok_or_else(|| bad(format!("sinceTime {text:?} is no RFC 3339 time")))?),
         (None, None) => None,
     };
     let wanted = Wanted {

@@ -22,5 +22,5 @@ pub mod text;
 pub mod validation;
 pub mod workloads;
 
-/// The version of Kubernetes whose API this is; `gitVersion` of `/version` without our suffix.
-pub const KUBERNETES_VERSION: &str = "v1.36.0";
+/// The version of Kubernetes whose API this is, and ours behind it, as `/version` and the nodes tell it.
+pub const VERSION: &str = concat!("v1.36.0+edgectl.", env!("CARGO_PKG_VERSION"));

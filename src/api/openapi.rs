@@ -34,7 +34,8 @@ pub fn v3(group: &str, version: &str) -> Option<Vec<u8>> {
         return None;
     }
     // Piece by piece: the whole document as one tree would need ten times its size.
-    let mut out = br#"{"openapi":"3.0.0","info":{"title":"Kubernetes","version":"v1.36.4"},"paths":"#.to_vec();
+    let info = format!(r#"{{"openapi":"3.0.0","info":{{"title":"Kubernetes","version":"{}"}},"paths":"#, super::VERSION);
+    let mut out = info.into_bytes();
     let mut separator = b'{';
     let mut entry = |out: &mut Vec<u8>, key: &str, value: &Value| {
         out.push(separator);

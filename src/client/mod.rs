@@ -8,7 +8,6 @@ pub mod kubeconfig;
 mod watch;
 
 use std::cell::RefCell;
-use std::fmt::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -88,12 +87,7 @@ impl Query {
             text.push(if index == 0 && !path.contains('?') { '?' } else { '&' });
             text += key;
             text.push('=');
-            for byte in value.bytes() {
-                match byte {
-                    b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => text.push(byte as char),
-                    _ => write!(text, "%{byte:02X}").expect("a String takes everything"),
-                }
-            }
+            text.extend(form_urlencoded::byte_serialize(value.as_bytes()));
         }
         text
     }

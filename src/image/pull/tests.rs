@@ -360,7 +360,7 @@ fn a_token_is_asked_for_where_the_registry_says_and_again_when_it_runs_out() {
     let options = PullOptions { credentials, ..PullOptions::default() };
     task::run(scratch.1.pull(&server.reference("app:1"), &options)).unwrap();
     let asked = tokens.asked_for("/token");
-    assert!(asked.iter().all(|asked| asked.path == "/token?service=the%20registry&scope=repository%3Aapp%3Apull"), "{asked:?}");
+    assert!(asked.iter().all(|asked| asked.path == "/token?service=the+registry&scope=repository%3Aapp%3Apull"), "{asked:?}");
     assert_eq!(asked.len(), 3, "a wrong login, the right one, and once more: {asked:?}");
     let error = format!("{:#}", Scratch::new().pull(&server.reference("app:1")).unwrap_err());
     assert!(error.contains("unauthorized") && error.contains("imagePullSecrets"), "{error}");

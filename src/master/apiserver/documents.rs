@@ -12,13 +12,12 @@ use super::query::Query;
 use super::respond;
 use super::routes::{Health, Route};
 use crate::api::status::Status;
-use crate::api::{discovery, openapi};
+use crate::api::{VERSION, discovery, openapi};
 use crate::wire::body::Body;
 
 /// The release of Kubernetes whose API this is.
 const MAJOR: &str = "1";
 const MINOR: &str = "36";
-pub const GIT_VERSION: &str = "v1.36.0+edgectl";
 
 /// Far enough away that a client keeps a document whose URL holds its hash.
 const NEVER: &str = "Thu, 31 Dec 2099 23:59:59 GMT";
@@ -61,7 +60,7 @@ fn version() -> Value {
         other => other,
     };
     json!({
-        "major": MAJOR, "minor": MINOR, "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "major": MAJOR, "minor": MINOR, "gitVersion": VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none", "compiler": "rustc", "platform": format!("linux/{architecture}"),
     })
 }
@@ -166,5 +165,5 @@ fn metrics(server: &Server) -> String {
     gauge("apiserver_storage_revision", "counter", "The newest resourceVersion.", server.objects.store().revision());
     gauge("apiserver_node_tunnels", "gauge", "Nodes whose agents are connected.", server.nodes.count() as u64);
     gauge("process_start_time_seconds", "gauge", "When the server started, in seconds since 1970.", server.started.seconds() as u64);
-    text + &format!("# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"{GIT_VERSION}\"}} 1\n")
+    text + &format!("# TYPE kubernetes_build_info gauge\nkubernetes_build_info{{git_version=\"{VERSION}\"}} 1\n")
 }

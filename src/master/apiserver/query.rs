@@ -1,7 +1,6 @@
 //! The query parameters of the API: ListOptions, CreateOptions, UpdateOptions, PatchOptions and TableOptions of meta/v1 in one.
 //! Unknown parameters are ignored, as upstream does; the streams read theirs from `pairs`.
 
-use super::routes::query_decode;
 use crate::api::status::Status;
 
 /// What to do about unknown and duplicate fields of a body.
@@ -62,13 +61,9 @@ impl Query {
     /// 400 for a value that its parameter cannot have.
     pub fn parse(text: &str) -> Result<Self, Status> {
         let mut query = Self::default();
-        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            query.pairs.push((query_decode(key).into_owned(), query_decode(value).into_owned()));
-        }
-        for (key, value) in std::mem::take(&mut query.pairs) {
+        for (key, value) in form_urlencoded::parse(text.as_bytes()) {
             query.set(&key, &value)?;
-            query.pairs.push((key, value));
+            query.pairs.push((key.into_owned(), value.into_owned()));
         }
         Ok(query)
     }

@@ -161,36 +161,9 @@ fn target(method: &Method, group: &str, version: &str, parts: &[&str], query: &Q
     })
 }
 
-/// `%41` to `A`. What is no valid escape or no UTF-8 stays as it is: it will match nothing.
+/// `%41` to `A`. What is no UTF-8 stays as it is: it will match nothing.
 pub fn percent_decode(text: &str) -> Cow<'_, str> {
-    decode(text, false)
-}
-
-/// Of a query: also `+` to a space.
-pub fn query_decode(text: &str) -> Cow<'_, str> {
-    decode(text, true)
-}
-
-fn decode(text: &str, plus: bool) -> Cow<'_, str> {
-    if !text.contains(['%', '+']) {
-        return text.into();
-    }
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = |index: usize| bytes.get(index).and_then(|byte| (*byte as char).to_digit(16));
-        match (bytes[at], hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 2;
-            }
-            (b'+', ..) if plus => decoded.push(b' '),
-            (byte, ..) => decoded.push(byte),
-        }
-        at += 1;
-    }
-    String::from_utf8(decoded).map_or(text.into(), Cow::Owned)
+    percent_encoding::percent_decode_str(text).decode_utf8().unwrap_or(text.into())
 }
 
 #[cfg(test)]
