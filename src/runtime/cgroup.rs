@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use cgroups_rs::FreezerState;
+use cgroups_rs::fs::freezer::FreezerController;
 use serde::{Deserialize, Serialize};
 
 use super::spec::Resources;
@@ -57,8 +59,7 @@ impl Cgroup {
         if unified() {
             return Ok(Self::V2(Path::new(ROOT).join(path)));
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-        let mut hierarchies = v1::hierarchies(&mounts);
+        let mut hierarchies = v1::hierarchies();
         if hierarchies.is_empty() {
             bail!("no cgroup hierarchy is mounted");
         }
@@ -103,7 +104,7 @@ impl Cgroup {
             let own = text.lines().find_map(|line| line.strip_prefix("0::/")).with_context(|| format!("{path} has no line of v2"))?;
             return Ok(Self::V2(Path::new(ROOT).join(own)));
         }
-        let mut hierarchies = v1::hierarchies(&fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?);
+        let mut hierarchies = v1::hierarchies();
         for hierarchy in &mut hierarchies {
             let own = text.lines().find_map(|line| {
                 let mut fields = line.splitn(3, ':').skip(1);
@@ -151,41 +152,41 @@ impl Cgroup {
     /// Stops (or lets go on) every process.
     pub fn freeze(&self, frozen: bool) -> Result<()> {
         let deadline = Instant::now() + EMPTY_TIMEOUT;
-        let (file, value, seen, wanted) = match self {
-            Self::V2(folder) => {
-                let wanted = if frozen { "frozen 1" } else { "frozen 0" };
-                (folder.join("cgroup.freeze"), if frozen { "1" } else { "0" }, folder.join("cgroup.events"), wanted)
-            }
-            Self::V1(_) => {
-                let file = self.v1("freezer").context("no freezer hierarchy is mounted")?.join("freezer.state");
-                let value = if frozen { "FROZEN" } else { "THAWED" };
-                (file.clone(), value, file, value)
-            }
-        };
+        let (freezer, folder) = self.freezer()?;
         loop {
-            write(&file, value)?;
-            let state = fs::read_to_string(&seen).with_context(|| format!("read {}", seen.display()))?;
-            if state.lines().any(|line| line == wanted) {
-                return Ok(());
+            let done = if frozen { freezer.freeze() } else { freezer.thaw() };
+            done.map_err(|error| v1::told(&error, folder))?;
+            match (self.freezer_state()?, frozen) {
+                (FreezerState::Frozen, true) | (FreezerState::Thawed, false) => return Ok(()),
+                _ => (),
             }
             if Instant::now() > deadline {
-                bail!("{} does not become {wanted}", seen.display());
+                bail!("{} does not become {}", folder.display(), if frozen { "frozen" } else { "thawed" });
             }
             // v1 stays FREEZING while a process is busy, and has to be told again: kernel's freezer-subsystem.rst.
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
+    /// Whether its processes are stopped, or about to be.
     pub fn frozen(&self) -> bool {
-        match self {
-            Self::V2(folder) => {
-                fs::read_to_string(folder.join("cgroup.events")).is_ok_and(|text| text.lines().any(|line| line == "frozen 1"))
-            }
-            Self::V1(_) => {
-                let state = self.v1("freezer").and_then(|folder| fs::read_to_string(folder.join("freezer.state")).ok());
-                state.is_some_and(|state| state.trim() != "THAWED")
-            }
+        self.freezer_state().is_ok_and(|state| !matches!(state, FreezerState::Thawed))
+    }
+
+    fn freezer(&self) -> Result<(FreezerController, &Path)> {
+        let folder = self.folder("freezer").context("no freezer hierarchy is mounted")?;
+        Ok((FreezerController::new(folder.to_owned(), PathBuf::new(), matches!(self, Self::V2(_))), folder))
+    }
+
+    fn freezer_state(&self) -> Result<FreezerState> {
+        let (freezer, folder) = self.freezer()?;
+        if let Self::V1(_) = self {
+            return freezer.state().map_err(|error| v1::told(&error, folder));
         }
+        // The crate reads what is wanted, cgroup.freeze; what has come of it is in cgroup.events.
+        let events = folder.join("cgroup.events");
+        let text = fs::read_to_string(&events).with_context(|| format!("read {}", events.display()))?;
+        Ok(if text.lines().any(|line| line == "frozen 1") { FreezerState::Frozen } else { FreezerState::Thawed })
     }
 
     /// Kills every process and waits until they are gone.
