@@ -23,7 +23,7 @@ use super::volumes::{self, Content, Folders, Tokens};
 use crate::api::pod::{Container, Pod};
 use crate::base::time::Timestamp;
 use crate::base::{file, id};
-use crate::image::{Image, Reference};
+use crate::image::{Claim, Image, Reference};
 use crate::network::{AttachConfig, HostPort, Protocol};
 use crate::runtime::pod::{self as runtime, ContainerConfig, PodConfig, Rootfs};
 
@@ -512,16 +512,16 @@ impl Worker {
         let known = self.record.containers.get(name).cloned().unwrap_or_default();
         let attempt = known.next_attempt();
         let id: String = id::random::<16>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let writable = self.folders.state.join("containers").join(&id);
+        let claim = Claim { image: image.id, holder: format!("pod {}, container {name}", pod.full_name()) };
+        claim.write(&writable).map_err(|error| (CREATE_ERROR, format!("{error:#}")))?;
         let made = sandbox
             .create_container(ContainerConfig {
                 id: id.clone(),
                 name: name.clone(),
                 attempt,
                 spec,
-                rootfs: Rootfs {
-                    lower: image.layers.iter().rev().cloned().collect(),
-                    writable: self.folders.state.join("containers").join(&id),
-                },
+                rootfs: Rootfs { lower: image.layers.iter().rev().cloned().collect(), writable: writable.clone() },
                 log_path: self.log_path(name, attempt),
                 log_max_bytes: LOG_BYTES_MAX,
                 log_files_max: LOG_FILES_MAX,
@@ -529,7 +529,11 @@ impl Worker {
                 tty: container.tty,
             })
             .await;
-        made.map_err(|error| (CREATE_ERROR, format!("{error:#}")))?;
+        if let Err(error) = made {
+            // Whatever is left of it must not hold the image.
+            let _ = file::remove_tree(&writable);
+            return Err((CREATE_ERROR, format!("{error:#}")));
+        }
         self.node.recorder.pod(pod, Some(name), Severity::Normal, "Created", format!("Container created: {name}"));
         if let Err(error) = sandbox.start_container(&id).await {
             if let Err(error) = sandbox.remove_container(&id).await {

@@ -15,7 +15,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::Context;
 use super::tabwriter::Tabwriter;
 use crate::base::time::Timestamp;
-use crate::image::{Credentials, Digest, Image, Images, Platform, Progress, PullOptions, Reference, Registries};
+use crate::image::{Claim, Credentials, Digest, Image, Images, Platform, Progress, PullOptions, Reference, Registries};
 
 pub const PULL_EXAMPLES: &str = "  # Pull an image for this board
   edgectl image pull nginx:1.27
@@ -34,6 +34,9 @@ pub const RM_EXAMPLES: &str = "  # Remove a name; the image goes with its last n
 
   # Remove an image under all its names
   edgectl image rm 3f57d9401f8d
+
+  # Take the name from an image that a container runs from; the image goes when disk space is needed
+  edgectl image rm --force nginx:1.27
 ";
 pub const LOAD_EXAMPLES: &str = "  # Load what docker, podman, skopeo or edgectl saved, also compressed
   edgectl image load -i images.tar.gz
@@ -87,6 +90,9 @@ pub struct RmFlags {
     /// folder under which /var/lib/edgectl lies
     #[argh(option)]
     root: Option<PathBuf>,
+    /// of an image that a container uses, remove the name only
+    #[argh(switch, short = 'f')]
+    force: bool,
     /// names or ids
     #[argh(positional)]
     names: Vec<String>,
@@ -173,22 +179,41 @@ pub async fn ls(cx: &Context, flags: LsFlags) -> Result<u8> {
 pub async fn rm(cx: &Context, flags: RmFlags) -> Result<u8> {
     let images = open(flags.root.as_deref())?;
     for name in at_least_one(&flags.names)? {
-        if let Err(error) = remove(cx, &images, name).await {
+        let claims = Claim::all(&below(flags.root.as_deref(), "var/lib/edgectl/pods"))?;
+        if let Err(error) = remove(cx, &images, name, &claims, flags.force).await {
             cx.fail(&error);
         }
     }
     Ok(0)
 }
 
-async fn remove(cx: &Context, images: &Images, name: &str) -> Result<()> {
-    match find(images, name)? {
-        Found::ByName(image, reference) => {
-            cx.println(&format!("untagged: {reference}"))?;
-            if images.remove_name(&image.id, &reference).await? {
+async fn remove(cx: &Context, images: &Images, name: &str, claims: &[Claim], force: bool) -> Result<()> {
+    let (image, name) = match find(images, name)? {
+        Found::ByName(image, reference) => (image, Some(reference)),
+        Found::ById(image) => (image, None),
+    };
+    // With a name left the image stays anyway.
+    let is_last = name.as_ref().is_none_or(|name| image.names.iter().all(|other| *other == name.to_string()));
+    let claim = claims.iter().find(|claim| claim.image == image.id).filter(|_| is_last);
+    match (claim, &name) {
+        (Some(claim), _) if !force => {
+            let what = name.map_or_else(|| image.id.to_string(), |name| name.to_string());
+            bail!("image {what} is used by {}; --force takes only its name", claim.holder);
+        }
+        (Some(_), _) => {
+            images.untag(&image.id, name.as_ref()).await?;
+            for name in image.names {
+                cx.println(&format!("untagged: {name}"))?;
+            }
+        }
+        (None, Some(name)) => {
+            let gone = images.remove_name(&image.id, name).await?;
+            cx.println(&format!("untagged: {name}"))?;
+            if gone {
                 cx.println(&format!("deleted: {}", image.id))?;
             }
         }
-        Found::ById(image) => {
+        (None, None) => {
             images.remove(&image.id).await?;
             cx.println(&format!("deleted: {}", image.id))?;
         }

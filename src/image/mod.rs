@@ -4,6 +4,7 @@
 mod archive;
 mod build;
 mod challenge;
+mod claim;
 mod credentials;
 mod digest;
 mod document;
@@ -27,6 +28,7 @@ use std::rc::Rc;
 use anyhow::Result;
 
 pub use build::Build;
+pub use claim::Claim;
 pub use credentials::Credentials;
 pub use digest::Digest;
 pub use document::{Config, Platform};
@@ -186,6 +188,15 @@ impl Images {
     pub async fn remove_name(&self, image: &Digest, name: &Reference) -> Result<bool> {
         let (store, image, name) = (self.store.clone(), *image, name.clone());
         smol::unblock(move || store.forget(&image, Some(&name))).await
+    }
+
+    /// Takes a name from an image, or all of them; the image stays, also without a name.
+    ///
+    /// # Errors
+    /// If the store cannot be changed.
+    pub async fn untag(&self, image: &Digest, name: Option<&Reference>) -> Result<()> {
+        let (store, image, name) = (self.store.clone(), *image, name.cloned());
+        smol::unblock(move || store.untag(&image, name.as_ref())).await
     }
 
     /// Removes an image under all its names, and the layers that no other image has.

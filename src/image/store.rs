@@ -264,6 +264,23 @@ impl Store {
         Ok(gone)
     }
 
+    /// Takes a name from an image, or with `None` all of them, but leaves it in the store.
+    pub fn untag(&self, id: &Digest, name: Option<&Reference>) -> Result<()> {
+        self.change(|index| {
+            if let Some(record) = index.images.get_mut(id) {
+                match name {
+                    Some(name) => drop(record.names.remove(&name.to_string())),
+                    None => record.names.clear(),
+                }
+                // A name with a digest is as good as one with a tag: without any tag, none may find it.
+                if record.names.is_empty() {
+                    record.digests.clear();
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Removes layers and configurations that no image names. Does nothing while someone brings an image: whoever comes next does it.
     pub fn sweep_unreferenced(&self) -> Result<()> {
         let Some(alone) = self.try_lock("layers.lock")? else { return Ok(()) };
