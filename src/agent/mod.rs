@@ -3,6 +3,7 @@
 
 mod container;
 mod environment;
+mod image_gc;
 mod logs;
 mod machine;
 mod node;
@@ -71,6 +72,7 @@ struct Node {
     runtime: Runtime,
     network: Network,
     images: Images,
+    image_uses: RefCell<image_gc::Uses>,
     dialer: Dialer,
     recorder: Recorder,
     /// The Node's status has something new to tell.
@@ -139,6 +141,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         runtime,
         network,
         images,
+        image_uses: RefCell::default(),
         dialer: egress.map(Dialer::within).unwrap_or_default(),
         status_due: Cell::new(false),
         runs: RefCell::default(),

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 use smol::Timer;
 
-use super::Node;
+use super::{Node, image_gc};
 use crate::base::time::Timestamp;
 use crate::client::{Client, Patch, Query, is_not_found};
 
@@ -116,6 +116,10 @@ pub async fn keep(node: &Node, machine: &Machine) {
         };
         if looked.elapsed() >= STATUS_INTERVAL || node.status_due.replace(false) {
             looked = std::time::Instant::now();
+            // After each pull, too: before the status, which lists the images.
+            if let Err(error) = image_gc::collect(node).await {
+                log::error!("node={} collect images: {error:#}", node.facts.node_name);
+            }
             let path = format!("/api/v1/nodes/{}", node.facts.node_name);
             let written = async {
                 // One that was deleted by mistake comes back.
