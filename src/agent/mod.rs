@@ -7,6 +7,7 @@ mod image_gc;
 mod logs;
 mod machine;
 mod node;
+mod preload;
 mod recorder;
 mod report;
 mod resources;
@@ -156,6 +157,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     task::spawn(server::run(node.clone())).detach();
     let keeper = node.clone();
     task::spawn(async move { node::keep(&keeper, &machine).await }).detach();
+    // Before the first pod, which may be there for the sake of such an image.
+    match preload::load(&node.images, &node.places.state).await {
+        Ok(changed) => node.status_due.set(changed),
+        Err(error) => log::error!("preload images: {error:#}"),
+    }
     follow(node).await
 }
 
