@@ -113,13 +113,11 @@ fn mounts(container: &Container, around: &Surroundings) -> Result<Vec<Mount>, St
     for wanted in &container.volume_mounts {
         let content = around.volumes.get(&wanted.name).ok_or_else(|| format!("volume {:?} of a volumeMount not found", wanted.name))?;
         let volume = around.folders.path(&wanted.name, content);
-        let source = match wanted.sub_path.as_str() {
-            "" => volume,
-            sub_path => below(&volume, sub_path)?,
-        };
         // What the API filled in is not the container's to change.
         let read_only = wanted.read_only || matches!(content, Content::Files(_));
-        let mut mount = bind(wanted.mount_path.as_str().into(), &source, read_only);
+        let mut mount = bind(wanted.mount_path.as_str().into(), &volume, read_only);
+        // The runtime looks it up when it mounts: containers that run already may change the volume until then.
+        mount.sub_path = Some(wanted.sub_path.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from);
         mount.options.push(
             match wanted.mount_propagation.as_str() {
                 "HostToContainer" => "rslave",
@@ -142,21 +140,6 @@ fn bind(destination: PathBuf, source: &Path, read_only: bool) -> Mount {
         source: source.to_string_lossy().into_owned(),
         options: vec!["rbind".into(), if read_only { "ro" } else { "rw" }.into()],
         ..Mount::default()
-    }
-}
-
-/// A `subPath`, made as a folder if nothing is there; one that a link leads out of the volume is refused.
-fn below(volume: &Path, sub_path: &str) -> Result<PathBuf, String> {
-    let failed = |error: std::io::Error| format!("subPath {sub_path:?}: {error}");
-    let root = std::fs::canonicalize(volume).map_err(failed)?;
-    let path = root.join(sub_path);
-    if !path.exists() {
-        std::fs::create_dir_all(&path).map_err(failed)?;
-    }
-    let real = std::fs::canonicalize(&path).map_err(failed)?;
-    match real.starts_with(&root) {
-        true => Ok(real),
-        false => Err(format!("subPath {sub_path:?} leads out of the volume")),
     }
 }
 

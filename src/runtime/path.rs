@@ -56,6 +56,38 @@ pub fn open_or_make(root: impl AsFd, path: &Path, leaf: Leaf) -> Result<OwnedFd>
     open(&root, &made).with_context(|| format!("open {} in the container", made.display()))
 }
 
+/// Opens `path` beneath `root`, which no link on the way may leave (EXDEV); folders that are missing are made as the root is.
+/// Whoever else writes there meanwhile can only make it fail (CVE-2017-1002101, CVE-2021-25741).
+pub fn open_beneath_or_make(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    match open_with(&root, path, OFlags::PATH, ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS) {
+        Err(Errno::NOENT) => {}
+        Err(Errno::XDEV) => bail!("{} leads out of the volume", path.display()),
+        other => return other.with_context(|| format!("open {} in the volume", path.display())),
+    }
+    make_beneath(&root, path).with_context(|| format!("make {} in the volume", path.display()))
+}
+
+/// Here links are not followed at all: one that points to nothing is no place for a folder.
+fn make_beneath(root: impl AsFd, path: &Path) -> Result<OwnedFd> {
+    let mode = Mode::from_raw_mode(rustix::fs::fstat(&root)?.st_mode & 0o7777);
+    let (folder, inside) = (OFlags::DIRECTORY | OFlags::RDONLY, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+    let mut at = open_with(&root, Path::new("."), folder, inside)?;
+    for part in path.components() {
+        let Component::Normal(part) = part else { bail!("it is not a plain path") };
+        at = match open_with(&at, Path::new(part), folder, inside) {
+            Err(Errno::NOENT) => {
+                rustix::fs::mkdirat(&at, part, mode)?;
+                let made = open_with(&at, Path::new(part), folder, inside)?;
+                // What the umask took away.
+                rustix::fs::fchmod(&made, mode)?;
+                made
+            }
+            other => other?,
+        };
+    }
+    Ok(at)
+}
+
 /// Goes down `path` part by part, following links that point to nothing yet, and makes what is missing. Gives the path without links.
 fn make(root: impl AsFd, path: &Path, leaf: Leaf) -> Result<PathBuf> {
     let mut todo: VecDeque<OsString> = parts(path).collect();
@@ -142,6 +174,61 @@ mod tests {
             symlink("b", root.join("a")).unwrap();
             symlink("a", root.join("b")).unwrap();
             assert!(open_or_make(&fd, Path::new("/a/x"), Leaf::Directory).is_err());
+        });
+    }
+
+    #[test]
+    fn a_path_beneath_follows_links_inside_and_refuses_those_that_lead_out() {
+        with_root(|root, fd| {
+            use std::os::unix::fs::PermissionsExt;
+            std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o777)).unwrap();
+            std::fs::create_dir(root.join("real")).unwrap();
+            symlink("real", root.join("inside")).unwrap();
+            symlink("/etc", root.join("absolute")).unwrap();
+            symlink("../../../../../../etc", root.join("up")).unwrap();
+            symlink("/proc/self/root", root.join("magic")).unwrap();
+            symlink("nowhere", root.join("dangling")).unwrap();
+            let opened = |path: &str| {
+                let found = open_beneath_or_make(&fd, Path::new(path))?;
+                anyhow::Ok(std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&found)))?)
+            };
+            let root = root.canonicalize().unwrap();
+            assert_eq!(opened("inside").unwrap(), root.join("real"));
+            assert_eq!(opened("made/deep").unwrap(), root.join("made/deep"));
+            assert_eq!(std::fs::metadata(root.join("made/deep")).unwrap().permissions().mode() & 0o7777, 0o777);
+            for path in ["absolute", "up", "magic", "absolute/deep", "up/made", "dangling", "dangling/x", "../x", "/etc"] {
+                assert!(opened(path).is_err(), "{path}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_folder_that_is_swapped_for_a_link_meanwhile_never_leads_out() {
+        use std::os::fd::AsRawFd;
+        use std::sync::atomic::{AtomicBool, Ordering};
+        with_root(|root, fd| {
+            std::fs::create_dir_all(root.join("a/made")).unwrap();
+            symlink("/", root.join("link")).unwrap();
+            let done = AtomicBool::new(false);
+            let mut opened = 0;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // renameat2(2), RENAME_EXCHANGE: there is always something under the name.
+                        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                        rustix::fs::renameat_with(&fd, "a", &fd, "link", exchange).unwrap();
+                    }
+                });
+                for _ in 0..20_000 {
+                    if let Ok(found) = open_beneath_or_make(&fd, Path::new("a/made")) {
+                        let path = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).unwrap();
+                        opened += 1;
+                        assert!(path.starts_with(root), "{}", path.display());
+                    }
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            assert!(opened > 0 && !Path::new("/made").exists());
         });
     }
 

@@ -60,6 +60,8 @@ enum Tree {
     Open(OwnedFd),
     /// Copied by the child when its turn comes, so that the kernel lists the container's mounts in the order of config.json.
     Path(PathBuf),
+    /// Likewise, of something inside a folder that others may write to.
+    Beneath(PathBuf, PathBuf),
 }
 
 /// What the child needs later.
@@ -214,7 +216,10 @@ impl Prepared {
         } else if options.bind || mount.kind == "bind" {
             let path = bundle.join(&mount.source);
             let shared = options.propagation.is_some_and(|(propagation, _)| propagation == mount_option::SHARED);
-            let mut tree = Tree::Path(path);
+            let mut tree = match &mount.sub_path {
+                None => Tree::Path(path),
+                Some(sub_path) => Tree::Beneath(path, sub_path.clone()),
+            };
             if own_user || shared || options.id_mapped.is_some() {
                 let open = tree.open(&options)?;
                 if let Some(recursive) = options.id_mapped {
@@ -293,13 +298,22 @@ impl Tree {
     fn take(&self, options: &Options) -> Result<OwnedFd> {
         match self {
             Self::Open(tree) => tree.try_clone().context("keep the tree"),
-            Self::Path(_) => self.open(options),
+            Self::Path(_) | Self::Beneath(..) => self.open(options),
         }
     }
 
     fn open(&self, options: &Options) -> Result<OwnedFd> {
-        let Self::Path(path) = self else { return self.take(options) };
-        let tree = clone_tree(CWD, path, options.recursive).with_context(|| format!("open {}", path.display()))?;
+        let named = |path: &Path| format!("open {}", path.display());
+        let tree = match self {
+            Self::Open(_) => return self.take(options),
+            Self::Path(path) => clone_tree(CWD, path, options.recursive).with_context(|| named(path))?,
+            Self::Beneath(path, sub_path) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let root = rustix::fs::open(path, flags, Mode::empty()).with_context(|| named(path))?;
+                let found = path::open_beneath_or_make(&root, sub_path).with_context(|| named(path))?;
+                clone_tree(&found, Path::new(""), options.recursive).with_context(|| named(path))?
+            }
+        };
         restrict(tree.as_fd(), options)?;
         set_propagation(tree.as_fd(), options.propagation.unwrap_or((mount_option::SLAVE, true))).context("set propagation")?;
         Ok(tree)

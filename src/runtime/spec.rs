@@ -58,6 +58,10 @@ pub struct Mount {
     pub kind: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
+    /// Ours, not the specification's: what is bound is this path inside `source`. Made as a folder if it is missing, and refused if a
+    /// link leads out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_path: Option<PathBuf>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub options: Vec<String>,
     #[serde(rename = "uidMappings", skip_serializing_if = "Vec::is_empty")]
