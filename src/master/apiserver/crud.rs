@@ -8,7 +8,7 @@ use super::auth::{User, node, rbac};
 use super::list::Filter;
 use super::negotiate::Form;
 use super::query::{FieldValidation, Query};
-use super::{content, respond, tables, versions};
+use super::{content, respond, tables, unsupported, versions};
 use crate::api::schema::{Kind, Resource};
 use crate::api::status::{self, Cause, Status};
 use crate::api::{apply, decode, defaults, meta, patch};
@@ -124,7 +124,18 @@ impl Call<'_> {
         self.begin(&mut value);
         let value = self.track(None, value);
         let object = self.objects.create(self.resource, self.namespace, versions::stored(self.resource, value), self.query.dry_run).await?;
-        Ok(self.answer(201, &self.stored(&object)))
+        Ok(self.written(201, &object, &[]))
+    }
+
+    /// The answer to a write, with what there is to be said about it.
+    fn written(&self, code: u16, object: &Object, warnings: &[String]) -> Response<Body> {
+        let value = self.stored(object);
+        let mut response = self.answer(code, &value);
+        respond::warn(&mut response, warnings);
+        if self.subresource.is_empty() {
+            respond::warn(&mut response, &unsupported::warnings(self.resource, &value));
+        }
+        response
     }
 
     /// What the server and not the client says about a new object, and only the request knows.
@@ -188,9 +199,7 @@ impl Call<'_> {
             }
             other => other?,
         };
-        let mut response = self.answer(200, &self.stored(&object));
-        respond::warn(&mut response, &warnings);
-        Ok(response)
+        Ok(self.written(200, &object, &warnings))
     }
 
     /// Kinds whose upstream strategy has AllowCreateOnUpdate.
@@ -232,9 +241,7 @@ impl Call<'_> {
             Ok(versions::stored(self.resource, self.track(Some(&live), value)))
         };
         let object = self.objects.update(self.resource, self.namespace, self.name, self.part(), self.query.dry_run, change_live).await?;
-        let mut response = self.answer(200, &self.stored(&object));
-        respond::warn(&mut response, &warnings);
-        Ok(response)
+        Ok(self.written(200, &object, &warnings))
     }
 
     fn finish_patch(&self, live: &Value, value: &mut Value) -> Result<(), Status> {
@@ -287,9 +294,7 @@ impl Call<'_> {
             }
             other => (200, other?),
         };
-        let mut response = self.answer(code, &self.stored(&object));
-        respond::warn(&mut response, &warnings);
-        Ok(response)
+        Ok(self.written(code, &object, &warnings))
     }
 
     fn check_applied(&self, config: &Value, kind: Kind) -> Result<(), Status> {

@@ -17,6 +17,7 @@ mod subresources;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod unsupported;
 mod versions;
 mod watch;
 

@@ -128,6 +128,33 @@ fn what_is_applied_is_created_owned_and_defended() {
 }
 
 #[test]
+fn who_writes_a_field_that_nothing_acts_on_is_warned() {
+    api(async |api| {
+        const PODS: &str = "/api/v1/namespaces/default/pods";
+        let warnings = async |method: &str, uri: &str, headers: &[(&str, &str)], body: Value| {
+            let response = api.send(method, uri, headers, &body.to_string()).await;
+            assert!(response.status().is_success(), "{method} {uri}: {}", response.status());
+            response.headers().get_all("warning").iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let pod = |name: &str, container: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]}});
+        let plain = json!({"name": "c", "image": "i", "command": ["sleep"], "env": [{"name": "A", "value": "b"}]});
+        let probed = json!({"name": "c", "image": "i", "lifecycle": {"preStop": {"exec": {"command": ["true"]}}}});
+        let told = "299 - \"spec.containers[0].lifecycle: stored, but this version does not act on it\"";
+        let none: [&str; 0] = [];
+        assert_eq!(warnings("POST", PODS, &[], pod("plain", plain)).await, none);
+        assert_eq!(warnings("POST", PODS, &[], pod("probed", probed.clone())).await, [told]);
+        let apply = [("content-type", "application/apply-patch+yaml")];
+        assert_eq!(warnings("PATCH", &format!("{PODS}/applied?fieldManager=test"), &apply, pod("applied", probed)).await, [told]);
+        let merge = [("content-type", "application/merge-patch+json")];
+        let label = json!({"metadata": {"labels": {"a": "b"}}});
+        assert_eq!(warnings("PATCH", &format!("{PODS}/probed"), &merge, label.clone()).await, [told]);
+        assert_eq!(warnings("PATCH", &format!("{PODS}/plain"), &merge, label).await, none);
+        let status = json!({"status": {"phase": "Running"}});
+        assert_eq!(warnings("PATCH", &format!("{PODS}/probed/status"), &merge, status).await, none);
+    });
+}
+
+#[test]
 fn lists_come_in_pages_of_one_snapshot() {
     api(async |api| {
         for name in ["a", "b", "c", "d", "e"] {
