@@ -12,6 +12,7 @@ mod recorder;
 mod report;
 mod resources;
 mod server;
+mod sources;
 mod status;
 mod volumes;
 mod worker;
@@ -155,6 +156,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     node.recorder.node(recorder::Severity::Normal, "Starting", "Starting edgectl agent.".into());
     log::info!("node={} registered address={host_ip} pods={pod_cidr}", node.facts.node_name);
     task::spawn(server::run(node.clone())).detach();
+    task::spawn(sources::keep(node.clone())).detach();
     let keeper = node.clone();
     task::spawn(async move { node::keep(&keeper, &machine).await }).detach();
     // Before the first pod, which may be there for the sake of such an image.
@@ -297,11 +299,11 @@ impl Node {
         known.is_some_and(|known| known.attempt == attempt && known.running)
     }
 
-    /// A ConfigMap's or Secret's data; None if there is no such object.
-    async fn data_of(&self, namespace: &str, source: &Source) -> anyhow::Result<Option<BTreeMap<String, Vec<u8>>>> {
+    /// A ConfigMap or Secret; None if there is no such object.
+    async fn read(&self, namespace: &str, source: &Source) -> anyhow::Result<Option<Value>> {
         let path = format!("/api/v1/namespaces/{namespace}/{}/{}", source.plural(), source.name());
         match self.client.get(&path).await {
-            Ok(object) => Ok(Some(environment::data(&object))),
+            Ok(object) => Ok(Some(object)),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
         }
@@ -331,10 +333,11 @@ impl Node {
     async fn pull(&self, pod: &Pod, reference: &Reference) -> anyhow::Result<Image> {
         let mut credentials = Credentials::default();
         for secret in &pod.spec.image_pull_secrets {
-            let Some(data) = self.data_of(&pod.metadata.namespace, &Source::Secret(secret.name.clone())).await? else {
+            let Some(object) = self.read(&pod.metadata.namespace, &Source::Secret(secret.name.clone())).await? else {
                 log::warn!("pod={} image pull secret {} not found", pod.full_name(), secret.name);
                 continue;
             };
+            let data = environment::data(&object);
             if let Some(config) = data.get(".dockerconfigjson") {
                 credentials.extend(Credentials::from_docker_config_json(config).with_context(|| format!("secret {}", secret.name))?);
             }

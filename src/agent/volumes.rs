@@ -65,6 +65,13 @@ pub fn sources(pod: &Pod) -> Vec<Source> {
     sources
 }
 
+/// Whether volumes of the pod show its own fields.
+pub fn show_fields(pod: &Pod) -> bool {
+    let projected =
+        |volume: &Volume| volume.projected.iter().flat_map(|projected| &projected.sources).any(|source| source.downward_api.is_some());
+    pod.spec.volumes.iter().any(|volume| volume.downward_api.is_some() || projected(volume))
+}
+
 /// The service account tokens that the pod's volumes hold.
 pub fn tokens(pod: &Pod) -> Vec<TokenWanted> {
     let projected = pod.spec.volumes.iter().filter_map(|volume| volume.projected.as_ref());

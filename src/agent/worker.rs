@@ -19,6 +19,7 @@ use super::machine::{self, Action, ContainerState, Exit, Record, Retry, State};
 use super::recorder::Severity;
 use super::report::Report;
 use super::resources;
+use super::sources::{Version, Versions};
 use super::volumes::{self, Content, Folders, Tokens};
 use crate::api::pod::{Container, Pod};
 use crate::base::time::Timestamp;
@@ -29,6 +30,8 @@ use crate::runtime::pod::{self as runtime, ContainerConfig, PodConfig, Rootfs};
 
 /// A service account token is replaced when this part of its life is over. KEP-1205.
 const TOKEN_REFRESH: f64 = 0.8;
+/// Pause before a refresh that failed is tried again.
+const REFRESH_RETRY: Duration = Duration::from_secs(60);
 /// The kubelet's defaults: `containerLogMaxSize`, `containerLogMaxFiles`.
 const LOG_BYTES_MAX: u64 = 10 << 20;
 const LOG_FILES_MAX: u32 = 5;
@@ -47,12 +50,17 @@ pub struct Mailbox {
     pod: RefCell<Rc<Pod>>,
     /// The object is gone from the API.
     gone: Cell<bool>,
+    /// The ConfigMaps and Secrets in the pod's volumes, as they were read for them.
+    pub versions: RefCell<Versions>,
+    /// One of them has changed since.
+    stale: Cell<bool>,
     wake: Wake,
 }
 
 impl Mailbox {
     pub fn new(pod: Pod) -> Self {
-        Self { pod: RefCell::new(Rc::new(pod)), gone: Cell::new(false), wake: Wake::new() }
+        let pod = RefCell::new(Rc::new(pod));
+        Self { pod, gone: Cell::new(false), versions: RefCell::default(), stale: Cell::new(false), wake: Wake::new() }
     }
 
     pub fn update(&self, pod: Pod) {
@@ -65,10 +73,19 @@ impl Mailbox {
         self.wake.notify(usize::MAX);
     }
 
+    /// What the pod's volumes show is no longer what the API has.
+    pub fn outdated(&self) {
+        self.stale.set(true);
+        self.wake.notify(usize::MAX);
+    }
+
     pub fn pod(&self) -> Rc<Pod> {
         self.pod.borrow().clone()
     }
 }
+
+/// Labels and annotations.
+type Shown = (BTreeMap<String, String>, BTreeMap<String, String>);
 
 /// A pod on this node.
 pub struct Worker {
@@ -81,6 +98,9 @@ pub struct Worker {
     exits: Option<runtime::Events>,
     pod_ip: String,
     volumes: BTreeMap<String, Content>,
+    /// Labels and annotations as the volumes show them; None while there are no volumes.
+    shown: Option<Shown>,
+    tokens: Tokens,
     /// When the tokens in the volumes must be replaced.
     refresh: Option<Timestamp>,
     stop_signals: BTreeMap<String, i32>,
@@ -101,6 +121,8 @@ impl Worker {
             exits: None,
             pod_ip: String::new(),
             volumes: BTreeMap::new(),
+            shown: None,
+            tokens: Tokens::new(),
             refresh: None,
             stop_signals: BTreeMap::new(),
             report: Report::new(node.client.clone(), &pod),
@@ -181,8 +203,12 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
+        let mailbox = self.mailbox.clone();
         let listen = async {
-            changed.await;
+            // It may have become so while the worker was at something else.
+            if !mailbox.stale.get() {
+                changed.await;
+            }
             Heard::Changed
         };
         let heard = listen.or(exit).or(timer).await;
@@ -191,13 +217,30 @@ impl Worker {
             Heard::Exit(runtime::Event::Exited(status)) => self.note_exit(&status),
             Heard::Exit(runtime::Event::Lost) => self.lost().await,
         }
-        if self.refresh.is_some_and(|refresh| refresh <= Timestamp::now()) {
-            let pod = self.pod();
-            self.refresh = None;
-            if let Err(error) = self.fill_volumes(&pod).await {
-                log::warn!("pod={} refresh tokens: {error:#}", pod.full_name());
-                self.refresh = Some(Timestamp::now().plus(Duration::from_secs(60)));
-            }
+        let due = self.refresh.is_some_and(|refresh| refresh <= Timestamp::now());
+        if self.mailbox.stale.take() | due || self.shows_another(&self.mailbox.pod()) {
+            self.follow_sources().await;
+        }
+    }
+
+    /// Whether the pod has other labels or annotations than its volumes show.
+    fn shows_another(&self, pod: &Pod) -> bool {
+        let metadata = &pod.metadata;
+        volumes::show_fields(pod)
+            && self.shown.as_ref().is_some_and(|(labels, annotations)| *labels != metadata.labels || *annotations != metadata.annotations)
+    }
+
+    /// Makes the volumes show what the API has now. What cannot be had leaves them as they are.
+    async fn follow_sources(&mut self) {
+        let pod = self.pod();
+        if self.shown.is_none() || pod.is_deleting() {
+            return;
+        }
+        if let Err(error) = self.fill_volumes(&pod).await {
+            log::warn!("pod={} refresh volumes: {error:#}", pod.full_name());
+            self.node.recorder.pod(&pod, None, Severity::Warning, "FailedMount", format!("{error:#}"));
+            self.shown = Some((pod.metadata.labels.clone(), pod.metadata.annotations.clone()));
+            self.refresh = self.refresh.map(|refresh| refresh.max(Timestamp::now().plus(REFRESH_RETRY)));
         }
     }
 
@@ -432,7 +475,21 @@ impl Worker {
     }
 
     async fn fill_volumes(&mut self, pod: &Pod) -> anyhow::Result<()> {
-        let found = self.find(pod, volumes::sources(pod)).await?;
+        let found = self.find_for_volumes(pod).await?;
+        if self.refresh.is_none_or(|refresh| refresh <= Timestamp::now()) {
+            self.get_tokens(pod).await?;
+        }
+        let facts = self.facts();
+        let plan = volumes::plan(pod, &found, &self.tokens, &facts).map_err(anyhow::Error::msg)?;
+        let (folders, group) = (self.folders.clone(), pod.spec.security_context.fs_group);
+        let applied = plan.clone();
+        smol::unblock(move || volumes::apply(&applied, &folders, group)).await?;
+        self.volumes = plan;
+        self.shown = Some((pod.metadata.labels.clone(), pod.metadata.annotations.clone()));
+        Ok(())
+    }
+
+    async fn get_tokens(&mut self, pod: &Pod) -> anyhow::Result<()> {
         let mut tokens = Tokens::new();
         let mut refresh: Option<Timestamp> = None;
         for wanted in volumes::tokens(pod) {
@@ -442,14 +499,21 @@ impl Worker {
             refresh = Some(refresh.map_or(at, |refresh| refresh.min(at)));
             tokens.insert(wanted, token);
         }
-        let facts = self.facts();
-        let plan = volumes::plan(pod, &found, &tokens, &facts).map_err(anyhow::Error::msg)?;
-        let (folders, group) = (self.folders.clone(), pod.spec.security_context.fs_group);
-        let applied = plan.clone();
-        smol::unblock(move || volumes::apply(&applied, &folders, group)).await?;
-        self.volumes = plan;
-        self.refresh = refresh;
+        (self.tokens, self.refresh) = (tokens, refresh);
         Ok(())
+    }
+
+    /// What the volumes are made of, and a note of what was read, so that it is seen when that changes.
+    async fn find_for_volumes(&self, pod: &Pod) -> anyhow::Result<Found> {
+        let mut found = Found::new();
+        let mut versions = Versions::new();
+        for source in volumes::sources(pod) {
+            let object = self.node.read(&pod.metadata.namespace, &source).await?;
+            versions.insert(source.clone(), Version::of(object.as_ref()));
+            found.extend(object.map(|object| (source, environment::data(&object))));
+        }
+        self.mailbox.versions.replace(versions);
+        Ok(found)
     }
 
     fn facts(&self) -> Facts {
@@ -460,9 +524,9 @@ impl Worker {
         let mut found = Found::new();
         for source in sources {
             if !found.contains_key(&source)
-                && let Some(data) = self.node.data_of(&pod.metadata.namespace, &source).await?
+                && let Some(object) = self.node.read(&pod.metadata.namespace, &source).await?
             {
-                found.insert(source, data);
+                found.insert(source, environment::data(&object));
             }
         }
         Ok(found)
@@ -682,7 +746,8 @@ impl Worker {
     }
 
     async fn try_teardown(&mut self, pod: &Pod) -> anyhow::Result<()> {
-        self.refresh = None;
+        (self.refresh, self.shown) = (None, None);
+        self.mailbox.versions.take();
         self.undo_sandbox(pod).await?;
         let folders = self.folders.clone();
         smol::unblock(move || volumes::remove(&folders)).await.context("remove volumes")
