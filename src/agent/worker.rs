@@ -356,8 +356,9 @@ impl Worker {
         log::error!("pod={} its shim is gone; starting it anew", pod.full_name());
         self.exits = None;
         if let Some(sandbox) = self.sandbox.take() {
-            for status in sandbox.status().await.unwrap_or_default() {
-                self.note_exit(&status);
+            match sandbox.last_status().await {
+                Ok(containers) => containers.iter().for_each(|status| self.note_exit(status)),
+                Err(error) => log::error!("pod={} {error:#}", pod.full_name()),
             }
             if let Err(error) = sandbox.stop().await {
                 log::error!("pod={} {error:#}", pod.full_name());

@@ -263,13 +263,18 @@ impl Pod {
     /// Every container that has been created and not removed, in the order of their creation.
     pub async fn status(&self) -> Result<Vec<ContainerStatus>> {
         if self.is_lost() {
-            let containers = self.0.folder.join(CONTAINERS);
-            return smol::unblock(move || records(&containers)).await.context("read records of a lost pod");
+            return self.last_status().await;
         }
         match self.ask(Request::Status).await? {
             Reply::Status(containers) => Ok(containers),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// What a shim that is gone wrote down of the containers; what ran then has died with it.
+    pub async fn last_status(&self) -> Result<Vec<ContainerStatus>> {
+        let containers = self.0.folder.join(CONTAINERS);
+        smol::unblock(move || records(&containers)).await.context("read records of a lost pod")
     }
 
     pub async fn events(&self) -> Result<Events> {
