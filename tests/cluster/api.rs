@@ -8,19 +8,22 @@ use std::process::{Child, Command, Output, Stdio};
 
 use crate::lab::{text, wait_until};
 
-struct Master {
+pub struct Master {
     process: Child,
-    folder: PathBuf,
-    kubectl: String,
+    pub folder: PathBuf,
+    pub kubectl: String,
 }
 
 impl Master {
     /// Starts a master, and finds the kubectl of a Debian suite.
     fn new(suite: &str) -> Self {
-        let kubectl =
-            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/get-kubectl")).arg(suite).arg(kubectls()).output().unwrap();
-        assert!(kubectl.status.success(), "get-kubectl {suite}: {}", text(&kubectl.stderr));
-        let folder = std::env::temp_dir().join(format!("edgectl-test-api-{suite}-{}", std::process::id()));
+        Self::named("api", suite)
+    }
+
+    /// `topic` tells the folders of several masters apart.
+    pub fn named(topic: &str, suite: &str) -> Self {
+        let kubectl = kubectl(suite);
+        let folder = std::env::temp_dir().join(format!("edgectl-test-{topic}-{suite}-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let script = "ip link set lo up && ip address add 192.0.2.1/24 dev lo && exec \"$0\" master --root \"$1\" --name board-1";
         let process = Command::new("unshare")
@@ -29,18 +32,25 @@ impl Master {
             .stderr(fs::File::create(folder.join("log")).unwrap())
             .spawn()
             .unwrap();
-        let master = Self { process, folder, kubectl: text(&kubectl.stdout).trim().to_owned() };
+        let master = Self { process, folder, kubectl };
         wait_until("the API is ready", || master.kubeconfig().exists() && master.run(&["get", "--raw", "/readyz"], "").status.success());
         master
     }
 
-    fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("etc/edgectl/admin.conf")
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// How a program is started where it reaches the master.
+    pub fn inside(&self) -> Command {
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/proc/{}/ns/net", self.process.id())).arg(&self.kubectl).args(arguments);
+        command.arg(format!("--net=/proc/{}/ns/net", self.process.id()));
+        command
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.inside();
+        command.arg(&self.kubectl).args(arguments);
         command.env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.folder).env("EDITOR", "sed -i s/hello/edited/");
         command
     }
@@ -86,6 +96,13 @@ impl Drop for Master {
         }
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// The path of a Debian suite's kubectl.
+pub fn kubectl(suite: &str) -> String {
+    let found = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/get-kubectl")).arg(suite).arg(kubectls()).output().unwrap();
+    assert!(found.status.success(), "get-kubectl {suite}: {}", text(&found.stderr));
+    text(&found.stdout).trim().to_owned()
 }
 
 /// Where kubectls are kept: beside what else the tests build, unless the machine has them already.
