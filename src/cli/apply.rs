@@ -6,7 +6,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
 
 use super::create::{Shown, is_strict, validation};
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{DryRun, Form};
 use super::select::{self, Pick, Wanted};
 use super::{Context, delete, three_way};
@@ -25,51 +25,43 @@ edgectl apply -R -f manifests/
 # What the server would answer, without doing it
 edgectl apply -f web.yaml --dry-run=server -o yaml";
 
-/// make objects as files want them
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// only show what would be done: on the client, or as the server would answer
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// how to treat fields that the kind does not have
-    #[argh(option, arg_name = "strict|warn|ignore|true|false")]
-    validate: Option<String>,
-    /// let the server merge
-    #[argh(switch)]
-    server_side: bool,
-    /// take fields over that others own, with --server-side
-    #[argh(switch)]
-    force_conflicts: bool,
-    /// delete and create anew what cannot be changed
-    #[argh(switch)]
-    force: bool,
-    /// overwrite what others changed; always done
-    #[argh(option, arg_name = "true|false")]
-    overwrite: Option<String>,
-    /// name that owns the fields
-    #[argh(option)]
-    field_manager: Option<String>,
-    /// apply only the objects with these labels
-    #[argh(option, short = 'l')]
-    selector: Option<String>,
-    /// apply this subresource, with --server-side
-    #[argh(option)]
-    subresource: Option<String>,
-    /// keep managedFields in JSON and YAML
-    #[argh(switch)]
-    show_managed_fields: bool,
+file_flags! {
+    /// make objects as files want them
+    pub struct Flags {
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// only show what would be done: on the client, or as the server would answer
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// how to treat fields that the kind does not have
+        #[argh(option, arg_name = "strict|warn|ignore|true|false")]
+        validate: Option<String>,
+        /// let the server merge
+        #[argh(switch)]
+        server_side: bool,
+        /// take fields over that others own, with --server-side
+        #[argh(switch)]
+        force_conflicts: bool,
+        /// delete and create anew what cannot be changed
+        #[argh(switch)]
+        force: bool,
+        /// overwrite what others changed; always done
+        #[argh(option, arg_name = "true|false")]
+        overwrite: Option<String>,
+        /// name that owns the fields
+        #[argh(option)]
+        field_manager: Option<String>,
+        /// apply only the objects with these labels
+        #[argh(option, short = 'l')]
+        selector: Option<String>,
+        /// apply this subresource, with --server-side
+        #[argh(option)]
+        subresource: Option<String>,
+        /// keep managedFields in JSON and YAML
+        #[argh(switch)]
+        show_managed_fields: bool,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
@@ -85,12 +77,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     if flags.force_conflicts && !flags.server_side {
         bail!("--force-conflicts only works with --server-side");
     }
-    let sources = Sources {
-        filenames: &flags.filename,
-        recursive: flags.recursive,
-        kustomize: flags.kustomize.as_deref(),
-        strict: is_strict(&flags.validate),
-    };
+    let sources = flags.sources(is_strict(&flags.validate));
     let picks = select::picks(cx, &Wanted { sources, ..Wanted::default() }).await?;
     if picks.is_empty() {
         bail!("no objects passed to apply");

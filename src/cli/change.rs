@@ -7,7 +7,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::create::Shown;
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{DryRun, Form};
 use super::select::{self, Wanted};
 use super::{Context, duration, follow};
@@ -18,44 +18,36 @@ pub const SCALE_EXAMPLES: &str = "edgectl scale deployment web --replicas=3
 edgectl scale --current-replicas=2 --replicas=3 deployment/web
 edgectl scale --replicas=0 deployment -l app=web";
 
-/// set how many pods a deployment, replica set, replication controller or stateful set has
-#[derive(FromArgs, ArgsInfo)]
-pub struct ScaleFlags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// how many pods there shall be
-    #[argh(option)]
-    replicas: Option<i64>,
-    /// change only if there are so many now
-    #[argh(option, default = "-1")]
-    current_replicas: i64,
-    /// change only an object of this version
-    #[argh(option)]
-    resource_version: Option<String>,
-    /// wait so long until it is done; 0 is not at all
-    #[argh(option, default = "\"0s\".to_owned()")]
-    timeout: String,
-    /// all objects of the kinds, in the namespace
-    #[argh(switch)]
-    all: bool,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// only show what would be done
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
+file_flags! {
+    /// set how many pods a deployment, replica set, replication controller or stateful set has
+    pub struct ScaleFlags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// how many pods there shall be
+        #[argh(option)]
+        replicas: Option<i64>,
+        /// change only if there are so many now
+        #[argh(option, default = "-1")]
+        current_replicas: i64,
+        /// change only an object of this version
+        #[argh(option)]
+        resource_version: Option<String>,
+        /// wait so long until it is done; 0 is not at all
+        #[argh(option, default = "\"0s\".to_owned()")]
+        timeout: String,
+        /// all objects of the kinds, in the namespace
+        #[argh(switch)]
+        all: bool,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+    }
 }
 
 pub async fn scale(cx: &Context, flags: ScaleFlags) -> Result<u8> {
@@ -65,13 +57,8 @@ pub async fn scale(cx: &Context, flags: ScaleFlags) -> Result<u8> {
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let wanted = Wanted {
-        names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
-        selector: &flags.selector,
-        all: flags.all,
-        ..Wanted::default()
-    };
+    let wanted =
+        Wanted { names: &flags.names, sources: flags.sources(false), selector: &flags.selector, all: flags.all, ..Wanted::default() };
     let found = select::objects(cx, &wanted).await?;
     if found.is_empty() && !cx.failed.get() {
         bail!("no objects passed to scale");
@@ -124,41 +111,33 @@ pub const PATCH_EXAMPLES: &str = "edgectl patch node n1 -p '{\"spec\":{\"unsched
 edgectl patch deployment web --type=json -p '[{\"op\":\"remove\",\"path\":\"/spec/paused\"}]'
 edgectl patch deployment web --subresource=scale --type=merge -p '{\"spec\":{\"replicas\":2}}'";
 
-/// change fields of a resource by a patch
-#[derive(FromArgs, ArgsInfo)]
-pub struct PatchFlags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// the patch, JSON or YAML
-    #[argh(option, short = 'p')]
-    patch: Option<String>,
-    /// file with the patch
-    #[argh(option)]
-    patch_file: Option<String>,
-    /// kind of patch: json, merge or strategic
-    #[argh(option, default = "\"strategic\".to_owned()")]
-    r#type: String,
-    /// patch this subresource
-    #[argh(option)]
-    subresource: Option<String>,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// only show what would be done
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-patch\".to_owned()")]
-    field_manager: String,
+file_flags! {
+    /// change fields of a resource by a patch
+    pub struct PatchFlags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// the patch, JSON or YAML
+        #[argh(option, short = 'p')]
+        patch: Option<String>,
+        /// file with the patch
+        #[argh(option)]
+        patch_file: Option<String>,
+        /// kind of patch: json, merge or strategic
+        #[argh(option, default = "\"strategic\".to_owned()")]
+        r#type: String,
+        /// patch this subresource
+        #[argh(option)]
+        subresource: Option<String>,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-patch\".to_owned()")]
+        field_manager: String,
+    }
 }
 
 pub async fn patch(cx: &Context, flags: PatchFlags) -> Result<u8> {
@@ -176,11 +155,7 @@ pub async fn patch(cx: &Context, flags: PatchFlags) -> Result<u8> {
     let (patch, _) = decode::yaml(text.as_bytes()).map_err(|error| anyhow!("unable to parse {text:?}: {error:#}"))?;
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let wanted = Wanted {
-        names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
-        ..Wanted::default()
-    };
+    let wanted = Wanted { names: &flags.names, sources: flags.sources(false), ..Wanted::default() };
     let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
     let mut shown = Shown::new(cx, &form, false);
     for found in select::objects(cx, &wanted).await? {

@@ -7,7 +7,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::apply::with_last_applied;
-use super::manifest::{Document, Sources};
+use super::manifest::{Document, file_flags};
 use super::output::{self, DryRun, Form};
 use super::select::{self, Pick, Wanted};
 use super::{Context, delete, duration};
@@ -21,44 +21,36 @@ cat web.yaml | edgectl create -f -
 # Without a file: see edgectl create deployment --help and the like
 edgectl create deployment web --image=nginx --replicas=2";
 
-/// create resources from files or standard input
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// file, folder or address with the objects to create
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// only show what would be created: on the client, or as the server would answer
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// how to treat fields that the kind does not have
-    #[argh(option, arg_name = "strict|warn|ignore|true|false")]
-    validate: Option<String>,
-    /// keep the manifest in an annotation, so that apply can be used later
-    #[argh(switch)]
-    save_config: bool,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-create\".to_owned()")]
-    field_manager: String,
-    /// create only the objects with these labels
-    #[argh(option, short = 'l')]
-    selector: Option<String>,
-    /// keep managedFields in JSON and YAML
-    #[argh(switch)]
-    show_managed_fields: bool,
-    /// POST standard input or the file to this path of the server
-    #[argh(option)]
-    raw: Option<String>,
+file_flags! {
+    /// create resources from files or standard input
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// only show what would be created: on the client, or as the server would answer
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// how to treat fields that the kind does not have
+        #[argh(option, arg_name = "strict|warn|ignore|true|false")]
+        validate: Option<String>,
+        /// keep the manifest in an annotation, so that apply can be used later
+        #[argh(switch)]
+        save_config: bool,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-create\".to_owned()")]
+        field_manager: String,
+        /// create only the objects with these labels
+        #[argh(option, short = 'l')]
+        selector: Option<String>,
+        /// keep managedFields in JSON and YAML
+        #[argh(switch)]
+        show_managed_fields: bool,
+        /// POST standard input or the file to this path of the server
+        #[argh(option)]
+        raw: Option<String>,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
@@ -70,12 +62,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let sources = Sources {
-        filenames: &flags.filename,
-        recursive: flags.recursive,
-        kustomize: flags.kustomize.as_deref(),
-        strict: is_strict(&flags.validate),
-    };
+    let sources = flags.sources(is_strict(&flags.validate));
     if let Some(path) = &flags.raw {
         for document in super::manifest::read(cx, &sources).await? {
             let answer = cx.client()?.create(path, &Query::new(), &document.object).await?;
@@ -191,48 +178,40 @@ edgectl replace -f web.yaml
 # Delete it and create it anew
 edgectl replace --force -f web.yaml";
 
-/// replace resources by what a file says
-#[derive(FromArgs, ArgsInfo)]
-pub struct ReplaceFlags {
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// only show what would be replaced
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// how to treat fields that the kind does not have
-    #[argh(option, arg_name = "strict|warn|ignore|true|false")]
-    validate: Option<String>,
-    /// delete the object and create it anew
-    #[argh(switch)]
-    force: bool,
-    /// seconds to end in good order, with --force
-    #[argh(option, default = "-1")]
-    grace_period: i64,
-    /// how long to wait for a deletion, with --force
-    #[argh(option, default = "\"0s\".to_owned()")]
-    timeout: String,
-    /// what becomes of what belongs to the object, with --force
-    #[argh(option, arg_name = "background|orphan|foreground")]
-    cascade: Option<String>,
-    /// keep the manifest in an annotation
-    #[argh(switch)]
-    save_config: bool,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-replace\".to_owned()")]
-    field_manager: String,
-    /// replace this subresource: status or scale
-    #[argh(option)]
-    subresource: Option<String>,
+file_flags! {
+    /// replace resources by what a file says
+    pub struct ReplaceFlags {
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// only show what would be replaced
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// how to treat fields that the kind does not have
+        #[argh(option, arg_name = "strict|warn|ignore|true|false")]
+        validate: Option<String>,
+        /// delete the object and create it anew
+        #[argh(switch)]
+        force: bool,
+        /// seconds to end in good order, with --force
+        #[argh(option, default = "-1")]
+        grace_period: i64,
+        /// how long to wait for a deletion, with --force
+        #[argh(option, default = "\"0s\".to_owned()")]
+        timeout: String,
+        /// what becomes of what belongs to the object, with --force
+        #[argh(option, arg_name = "background|orphan|foreground")]
+        cascade: Option<String>,
+        /// keep the manifest in an annotation
+        #[argh(switch)]
+        save_config: bool,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-replace\".to_owned()")]
+        field_manager: String,
+        /// replace this subresource: status or scale
+        #[argh(option)]
+        subresource: Option<String>,
+    }
 }
 
 pub async fn replace(cx: &Context, flags: ReplaceFlags) -> Result<u8> {
@@ -244,12 +223,7 @@ pub async fn replace(cx: &Context, flags: ReplaceFlags) -> Result<u8> {
     if flags.grace_period >= 0 && !flags.force {
         bail!("--grace-period must have --force specified");
     }
-    let sources = Sources {
-        filenames: &flags.filename,
-        recursive: flags.recursive,
-        kustomize: flags.kustomize.as_deref(),
-        strict: is_strict(&flags.validate),
-    };
+    let sources = flags.sources(is_strict(&flags.validate));
     let picks = select::picks(cx, &Wanted { sources, ..Wanted::default() }).await?;
     let query = Query::new()
         .with("fieldManager", &flags.field_manager)

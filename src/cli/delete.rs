@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::DryRun;
 use super::select::{self, Pick, Wanted};
 use super::{Context, confirmed, duration, follow};
@@ -23,65 +23,57 @@ edgectl delete pods,services -l app=web
 # At once, without waiting
 edgectl delete pod web-1 --now --wait=false";
 
-/// delete resources by file, name, label or all of a kind
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// field selector
-    #[argh(option, default = "String::new()")]
-    field_selector: String,
-    /// all objects of the kinds, in the namespace
-    #[argh(switch)]
-    all: bool,
-    /// in all namespaces
-    #[argh(switch, short = 'A')]
-    all_namespaces: bool,
-    /// wait until the objects are gone
-    #[argh(option, arg_name = "true|false")]
-    wait: Option<String>,
-    /// how long to wait; 0 is as long as it takes
-    #[argh(option)]
-    timeout: Option<String>,
-    /// seconds that pods get to end in good order; -1 is what they say themselves
-    #[argh(option, default = "-1")]
-    grace_period: i64,
-    /// end at once, without confirmation by the node; only with --grace-period=0
-    #[argh(switch)]
-    force: bool,
-    /// give pods one second to end
-    #[argh(switch)]
-    now: bool,
-    /// what becomes of what belongs to the objects
-    #[argh(option, arg_name = "background|orphan|foreground|true|false")]
-    cascade: Option<String>,
-    /// what is not there is no error
-    #[argh(option, arg_name = "true|false")]
-    ignore_not_found: Option<String>,
-    /// only show what would be deleted
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format: name
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// ask before each deletion
-    #[argh(switch, short = 'i')]
-    interactive: bool,
-    /// DELETE this path of the server
-    #[argh(option)]
-    raw: Option<String>,
+file_flags! {
+    /// delete resources by file, name, label or all of a kind
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// field selector
+        #[argh(option, default = "String::new()")]
+        field_selector: String,
+        /// all objects of the kinds, in the namespace
+        #[argh(switch)]
+        all: bool,
+        /// in all namespaces
+        #[argh(switch, short = 'A')]
+        all_namespaces: bool,
+        /// wait until the objects are gone
+        #[argh(option, arg_name = "true|false")]
+        wait: Option<String>,
+        /// how long to wait; 0 is as long as it takes
+        #[argh(option)]
+        timeout: Option<String>,
+        /// seconds that pods get to end in good order; -1 is what they say themselves
+        #[argh(option, default = "-1")]
+        grace_period: i64,
+        /// end at once, without confirmation by the node; only with --grace-period=0
+        #[argh(switch)]
+        force: bool,
+        /// give pods one second to end
+        #[argh(switch)]
+        now: bool,
+        /// what becomes of what belongs to the objects
+        #[argh(option, arg_name = "background|orphan|foreground|true|false")]
+        cascade: Option<String>,
+        /// what is not there is no error
+        #[argh(option, arg_name = "true|false")]
+        ignore_not_found: Option<String>,
+        /// only show what would be deleted
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format: name
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// ask before each deletion
+        #[argh(switch, short = 'i')]
+        interactive: bool,
+        /// DELETE this path of the server
+        #[argh(option)]
+        raw: Option<String>,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
@@ -122,7 +114,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
     let wanted = Wanted {
         names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
+        sources: flags.sources(false),
         selector: &flags.selector,
         field_selector: &flags.field_selector,
         all: flags.all,

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{self, DryRun};
 use super::select::{self, Found, Wanted};
 use super::{Context, errors, three_way, yaml};
@@ -24,32 +24,24 @@ edgectl edit deployment/web -o json";
 const HEAD: &str = "# Please edit the object below. Lines beginning with a '#' will be ignored,\n# and an empty file will abort the \
     edit. If an error occurs while saving this file will be\n# reopened with the relevant failures.\n#\n";
 
-/// edit a resource in the editor that KUBE_EDITOR or EDITOR names
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// form to edit in: yaml or json
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// edit this subresource
-    #[argh(option)]
-    subresource: Option<String>,
-    /// how to treat fields that the kind does not have
-    #[argh(option, arg_name = "strict|warn|ignore|true|false")]
-    validate: Option<String>,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-edit\".to_owned()")]
-    field_manager: String,
+file_flags! {
+    /// edit a resource in the editor that KUBE_EDITOR or EDITOR names
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// form to edit in: yaml or json
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// edit this subresource
+        #[argh(option)]
+        subresource: Option<String>,
+        /// how to treat fields that the kind does not have
+        #[argh(option, arg_name = "strict|warn|ignore|true|false")]
+        validate: Option<String>,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-edit\".to_owned()")]
+        field_manager: String,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
@@ -58,12 +50,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         Some("json") => true,
         Some(other) => bail!("the form to edit in is yaml or json, not {other:?}"),
     };
-    let wanted = Wanted {
-        names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
-        types_suffice: true,
-        ..Wanted::default()
-    };
+    let wanted = Wanted { names: &flags.names, sources: flags.sources(false), types_suffice: true, ..Wanted::default() };
     let found = select::objects(cx, &wanted).await?;
     if found.is_empty() && !cx.failed.get() {
         bail!("no objects to edit");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::jsonpath::{Template, compare};
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{self, Form};
 use super::select::{self, Pick, Wanted};
 use super::table::{Options, Printer};
@@ -24,81 +24,73 @@ edgectl get pod web-1 -o jsonpath='{.status.podIP}'
 # Follow the pods with a label
 edgectl get pods -l app=web -w";
 
-/// display one or many resources
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, custom-columns=SPEC,
-    /// custom-columns-file=FILE
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// template for -o jsonpath
-    #[argh(option)]
-    template: Option<String>,
-    /// list the objects of all namespaces
-    #[argh(switch, short = 'A')]
-    all_namespaces: bool,
-    /// label selector, as key1=value1,key2 in (a,b),!key3
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// field selector, as metadata.name=x,status.phase!=Running
-    #[argh(option, default = "String::new()")]
-    field_selector: String,
-    /// file, folder or address with the objects to get
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// after listing, show the changes as they come
-    #[argh(switch, short = 'w')]
-    watch: bool,
-    /// show changes only, without listing first
-    #[argh(switch)]
-    watch_only: bool,
-    /// show what happened to each object that -w prints
-    #[argh(switch)]
-    output_watch_events: bool,
-    /// sort by this JSONPath, as .metadata.creationTimestamp
-    #[argh(option)]
-    sort_by: Option<String>,
-    /// show all labels as the last column
-    #[argh(switch)]
-    show_labels: bool,
-    /// labels to show as columns of their own
-    #[argh(option, short = 'L')]
-    label_columns: Vec<String>,
-    /// print no header line
-    #[argh(switch)]
-    no_headers: bool,
-    /// name the kind of each object
-    #[argh(switch)]
-    show_kind: bool,
-    /// show also the pods that have ended; they always are
-    #[argh(option, short = 'a', arg_name = "true|false")]
-    show_all: Option<String>,
-    /// an object that is not there is no error
-    #[argh(switch)]
-    ignore_not_found: bool,
-    /// keep managedFields in JSON and YAML
-    #[argh(switch)]
-    show_managed_fields: bool,
-    /// read this subresource: status or scale
-    #[argh(option)]
-    subresource: Option<String>,
-    /// how many objects to ask for at once; 0 is all
-    #[argh(option)]
-    chunk_size: Option<u32>,
-    /// let the server make the table
-    #[argh(option, arg_name = "true|false")]
-    server_print: Option<String>,
-    /// a path of the server, printed as it answers
-    #[argh(option)]
-    raw: Option<String>,
+file_flags! {
+    /// display one or many resources
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, custom-columns=SPEC,
+        /// custom-columns-file=FILE
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// template for -o jsonpath
+        #[argh(option)]
+        template: Option<String>,
+        /// list the objects of all namespaces
+        #[argh(switch, short = 'A')]
+        all_namespaces: bool,
+        /// label selector, as key1=value1,key2 in (a,b),!key3
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// field selector, as metadata.name=x,status.phase!=Running
+        #[argh(option, default = "String::new()")]
+        field_selector: String,
+        /// after listing, show the changes as they come
+        #[argh(switch, short = 'w')]
+        watch: bool,
+        /// show changes only, without listing first
+        #[argh(switch)]
+        watch_only: bool,
+        /// show what happened to each object that -w prints
+        #[argh(switch)]
+        output_watch_events: bool,
+        /// sort by this JSONPath, as .metadata.creationTimestamp
+        #[argh(option)]
+        sort_by: Option<String>,
+        /// show all labels as the last column
+        #[argh(switch)]
+        show_labels: bool,
+        /// labels to show as columns of their own
+        #[argh(option, short = 'L')]
+        label_columns: Vec<String>,
+        /// print no header line
+        #[argh(switch)]
+        no_headers: bool,
+        /// name the kind of each object
+        #[argh(switch)]
+        show_kind: bool,
+        /// show also the pods that have ended; they always are
+        #[argh(option, short = 'a', arg_name = "true|false")]
+        show_all: Option<String>,
+        /// an object that is not there is no error
+        #[argh(switch)]
+        ignore_not_found: bool,
+        /// keep managedFields in JSON and YAML
+        #[argh(switch)]
+        show_managed_fields: bool,
+        /// read this subresource: status or scale
+        #[argh(option)]
+        subresource: Option<String>,
+        /// how many objects to ask for at once; 0 is all
+        #[argh(option)]
+        chunk_size: Option<u32>,
+        /// let the server make the table
+        #[argh(option, arg_name = "true|false")]
+        server_print: Option<String>,
+        /// a path of the server, printed as it answers
+        #[argh(option)]
+        raw: Option<String>,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
@@ -109,7 +101,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         return Ok(0);
     }
     let form = Form::parse(flags.output.as_deref(), flags.template.as_deref())?;
-    let sources = Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false };
+    let sources = flags.sources(false);
     if flags.names.is_empty() && flags.filename.is_empty() && flags.kustomize.is_none() {
         cx.note(
             "You must specify the type of resource to get. Use \"edgectl api-resources\" for a complete list of supported resources.\n",

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::create::Shown;
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{DryRun, Form};
 use super::select::{self, Wanted};
 use crate::client::{Patch, Query, refusal};
@@ -18,50 +18,42 @@ edgectl label node n1 disktype-";
 pub const ANNOTATE_EXAMPLES: &str = "edgectl annotate deployment web description='the shop'
 edgectl annotate deployment web description-";
 
-/// update the labels or annotations of resources
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    words: Vec<String>,
-    /// change keys that have another value already
-    #[argh(switch)]
-    overwrite: bool,
-    /// show what there is, after the changes
-    #[argh(switch)]
-    list: bool,
-    /// all objects of the kinds, in the namespace
-    #[argh(switch)]
-    all: bool,
-    /// in all namespaces
-    #[argh(switch, short = 'A')]
-    all_namespaces: bool,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// field selector
-    #[argh(option, default = "String::new()")]
-    field_selector: String,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// only show what would be done
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// change only an object of this version
-    #[argh(option)]
-    resource_version: Option<String>,
-    /// name that owns the fields
-    #[argh(option)]
-    field_manager: Option<String>,
+file_flags! {
+    /// update the labels or annotations of resources
+    pub struct Flags {
+        #[argh(positional)]
+        words: Vec<String>,
+        /// change keys that have another value already
+        #[argh(switch)]
+        overwrite: bool,
+        /// show what there is, after the changes
+        #[argh(switch)]
+        list: bool,
+        /// all objects of the kinds, in the namespace
+        #[argh(switch)]
+        all: bool,
+        /// in all namespaces
+        #[argh(switch, short = 'A')]
+        all_namespaces: bool,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// field selector
+        #[argh(option, default = "String::new()")]
+        field_selector: String,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// change only an object of this version
+        #[argh(option)]
+        resource_version: Option<String>,
+        /// name that owns the fields
+        #[argh(option)]
+        field_manager: Option<String>,
+    }
 }
 
 /// What is done to the map: keys to set, keys to remove.
@@ -108,7 +100,7 @@ async fn change(cx: &Context, flags: Flags, field: &str) -> Result<u8> {
     }
     let wanted = Wanted {
         names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
+        sources: flags.sources(false),
         selector: &flags.selector,
         field_selector: &flags.field_selector,
         all: flags.all,

@@ -9,7 +9,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use super::Context;
-use crate::api::{convert, decode, schema};
+use crate::api::{convert, decode};
 use crate::client::JSON;
 
 /// A manifest longer than this is a mistake.
@@ -34,6 +34,38 @@ pub struct Sources<'a> {
     /// Keys that stand twice are errors.
     pub strict: bool,
 }
+
+/// The flags of a verb that takes manifests: its own, and those that name files.
+macro_rules! file_flags {
+    ($(#[$doc:meta])* pub struct $name:ident { $($fields:tt)* }) => {
+        $(#[$doc])*
+        #[derive(FromArgs, ArgsInfo)]
+        pub struct $name {
+            $($fields)*
+            /// file or folder with the objects; - is standard input
+            #[argh(option, short = 'f')]
+            filename: Vec<String>,
+            /// kustomization folder
+            #[argh(option, short = 'k')]
+            kustomize: Option<String>,
+            /// read folders of -f with all that is below them
+            #[argh(switch, short = 'R')]
+            recursive: bool,
+        }
+
+        impl $name {
+            fn sources(&self, strict: bool) -> $crate::cli::manifest::Sources<'_> {
+                $crate::cli::manifest::Sources {
+                    filenames: &self.filename,
+                    recursive: self.recursive,
+                    kustomize: self.kustomize.as_deref(),
+                    strict,
+                }
+            }
+        }
+    };
+}
+pub(super) use file_flags;
 
 /// Reads all sources, in the order given.
 pub async fn read(cx: &Context, sources: &Sources<'_>) -> Result<Vec<Document>> {
@@ -147,45 +179,8 @@ fn take_apart(mut object: Value, source: &str, place: &str, found: &mut Vec<Docu
     if let Some(old) = convert::to_served(&mut object) {
         log::warn!("{place}: {old} is served no more, reading it as {}", object["apiVersion"].as_str().unwrap_or_default());
     }
-    read_as_yaml_1_1(&mut object);
     found.push(Document { source: source.to_owned(), object });
     Ok(())
-}
-
-/// Kubernetes reads YAML 1.1, where `yes` is a boolean and `0644` a number. Our parser reads both as text, so the schema decides:
-/// where it has a boolean or a number, that is what was meant.
-fn read_as_yaml_1_1(object: &mut Value) {
-    let kind = schema::kind_of(object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
-    if let Some(kind) = kind {
-        reread(object, schema::Type::Message(kind.message));
-    }
-}
-
-fn reread(value: &mut Value, ty: schema::Type) {
-    match (ty, &mut *value) {
-        (schema::Type::Message(message), Value::Object(fields)) => {
-            for (name, value) in fields {
-                if let Some(field) = message.field(name) {
-                    reread(value, field.ty());
-                }
-            }
-        }
-        (schema::Type::List(elements), Value::Array(items)) => items.iter_mut().for_each(|item| reread(item, schema::element(elements))),
-        (schema::Type::Map(elements), Value::Object(fields)) => {
-            fields.values_mut().for_each(|item| reread(item, schema::element(elements)))
-        }
-        (schema::Type::Bool, Value::String(text)) => match text.to_lowercase().as_str() {
-            "yes" | "on" | "y" => *value = true.into(),
-            "no" | "off" | "n" => *value = false.into(),
-            _ => {}
-        },
-        (schema::Type::Int32 | schema::Type::Int64, Value::String(text)) => {
-            if let Some(number) = text.strip_prefix('0').and_then(|digits| i64::from_str_radix(digits, 8).ok()) {
-                *value = number.into();
-            }
-        }
-        _ => {}
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
 
 use super::describe::{self, same_template, selector_query};
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{self, DryRun, Form};
 use super::select::{self, Found, Wanted};
 use super::tabwriter::Tabwriter;
@@ -35,54 +35,41 @@ edgectl rollout history deployment/web --revision=2";
 pub const UNDO_EXAMPLES: &str = "edgectl rollout undo deployment/web
 edgectl rollout undo deployment/web --to-revision=1";
 
-/// look at, repeat, pause or take back a rollout
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// the revision to look at, or to wait for
-    #[argh(option, default = "0")]
-    revision: i64,
-    /// the revision to go back to; 0 is the one before
-    #[argh(option, default = "0")]
-    to_revision: i64,
-    /// wait until the rollout is over (status)
-    #[argh(option, short = 'w', arg_name = "true|false")]
-    watch: Option<String>,
-    /// how long to wait; 0 is as long as it takes (status)
-    #[argh(option)]
-    timeout: Option<String>,
-    /// only show what would be done
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-rollout\".to_owned()")]
-    field_manager: String,
+file_flags! {
+    /// look at, repeat, pause or take back a rollout
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// the revision to look at, or to wait for
+        #[argh(option, default = "0")]
+        revision: i64,
+        /// the revision to go back to; 0 is the one before
+        #[argh(option, default = "0")]
+        to_revision: i64,
+        /// wait until the rollout is over (status)
+        #[argh(option, short = 'w', arg_name = "true|false")]
+        watch: Option<String>,
+        /// how long to wait; 0 is as long as it takes (status)
+        #[argh(option)]
+        timeout: Option<String>,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-rollout\".to_owned()")]
+        field_manager: String,
+    }
 }
 
 async fn objects(cx: &Context, flags: &Flags) -> Result<Vec<Found>> {
-    let wanted = Wanted {
-        names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
-        selector: &flags.selector,
-        types_suffice: true,
-        ..Wanted::default()
-    };
+    let wanted =
+        Wanted { names: &flags.names, sources: flags.sources(false), selector: &flags.selector, types_suffice: true, ..Wanted::default() };
     if flags.names.is_empty() && flags.filename.is_empty() && flags.kustomize.is_none() {
         bail!("required resource not specified");
     }

@@ -5,7 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::create::Shown;
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::output::{DryRun, Form};
 use super::select::{self, Found, Wanted};
 use super::{Context, three_way};
@@ -18,53 +18,45 @@ edgectl set env deployment/web --list";
 pub const RESOURCES_EXAMPLES: &str = "edgectl set resources deployment web -c=nginx --limits=cpu=200m,memory=512Mi
 edgectl set resources deployment web --requests=cpu=100m";
 
-/// change something of the containers of workloads and pods
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    words: Vec<String>,
-    /// all objects of the kinds, in the namespace
-    #[argh(switch)]
-    all: bool,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// file, folder or address with the objects
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// only the containers of this name; * is any letters
-    #[argh(option, short = 'c', default = "\"*\".to_owned()")]
-    containers: String,
-    /// limits, as cpu=200m,memory=512Mi (resources)
-    #[argh(option)]
-    limits: Option<String>,
-    /// requests, as cpu=100m (resources)
-    #[argh(option)]
-    requests: Option<String>,
-    /// show the variables and change none (env)
-    #[argh(switch)]
-    list: bool,
-    /// take variables from configmap/NAME or secret/NAME (env)
-    #[argh(option)]
-    from: Option<String>,
-    /// what stands before the names of the variables taken (env)
-    #[argh(option, default = "String::new()")]
-    prefix: String,
-    /// only show what would be done
-    #[argh(option, arg_name = "client|server|none")]
-    dry_run: Option<String>,
-    /// output format
-    #[argh(option, short = 'o', arg_name = "format")]
-    output: Option<String>,
-    /// name that owns the fields
-    #[argh(option, default = "\"kubectl-set\".to_owned()")]
-    field_manager: String,
+file_flags! {
+    /// change something of the containers of workloads and pods
+    pub struct Flags {
+        #[argh(positional)]
+        words: Vec<String>,
+        /// all objects of the kinds, in the namespace
+        #[argh(switch)]
+        all: bool,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// only the containers of this name; * is any letters
+        #[argh(option, short = 'c', default = "\"*\".to_owned()")]
+        containers: String,
+        /// limits, as cpu=200m,memory=512Mi (resources)
+        #[argh(option)]
+        limits: Option<String>,
+        /// requests, as cpu=100m (resources)
+        #[argh(option)]
+        requests: Option<String>,
+        /// show the variables and change none (env)
+        #[argh(switch)]
+        list: bool,
+        /// take variables from configmap/NAME or secret/NAME (env)
+        #[argh(option)]
+        from: Option<String>,
+        /// what stands before the names of the variables taken (env)
+        #[argh(option, default = "String::new()")]
+        prefix: String,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-set\".to_owned()")]
+        field_manager: String,
+    }
 }
 
 /// Where an object has its pod spec.
@@ -258,13 +250,7 @@ pub async fn resources(cx: &Context, flags: Flags) -> Result<u8> {
 }
 
 async fn objects(cx: &Context, flags: &Flags, names: &[String]) -> Result<Vec<Found>> {
-    let wanted = Wanted {
-        names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
-        selector: &flags.selector,
-        all: flags.all,
-        ..Wanted::default()
-    };
+    let wanted = Wanted { names, sources: flags.sources(false), selector: &flags.selector, all: flags.all, ..Wanted::default() };
     select::objects(cx, &wanted).await
 }
 

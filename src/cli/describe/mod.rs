@@ -15,7 +15,7 @@ pub use page::{event_age, plain, selector_text, since, time};
 pub use workload::same_template;
 
 use super::Context;
-use super::manifest::Sources;
+use super::manifest::file_flags;
 use super::select::{self, Found, Pick, Wanted};
 use crate::client::{Query, is_not_found, refusal};
 
@@ -26,39 +26,31 @@ edgectl describe pods web
 # By label, in all namespaces
 edgectl describe pods -l app=web -A";
 
-/// show details of one or many resources
-#[derive(FromArgs, ArgsInfo)]
-pub struct Flags {
-    #[argh(positional)]
-    names: Vec<String>,
-    /// describe the objects of all namespaces
-    #[argh(switch, short = 'A')]
-    all_namespaces: bool,
-    /// label selector
-    #[argh(option, short = 'l', default = "String::new()")]
-    selector: String,
-    /// file, folder or address with the objects to describe
-    #[argh(option, short = 'f')]
-    filename: Vec<String>,
-    /// kustomization folder
-    #[argh(option, short = 'k')]
-    kustomize: Option<String>,
-    /// read folders of -f with all that is below them
-    #[argh(switch, short = 'R')]
-    recursive: bool,
-    /// show the events of the objects
-    #[argh(option, arg_name = "true|false")]
-    show_events: Option<String>,
-    /// how many objects to ask for at once
-    #[argh(option)]
-    chunk_size: Option<u32>,
+file_flags! {
+    /// show details of one or many resources
+    pub struct Flags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// describe the objects of all namespaces
+        #[argh(switch, short = 'A')]
+        all_namespaces: bool,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// show the events of the objects
+        #[argh(option, arg_name = "true|false")]
+        show_events: Option<String>,
+        /// how many objects to ask for at once
+        #[argh(option)]
+        chunk_size: Option<u32>,
+    }
 }
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let _pages_are_always_of_the_same_size = flags.chunk_size;
     let wanted = Wanted {
         names: &flags.names,
-        sources: Sources { filenames: &flags.filename, recursive: flags.recursive, kustomize: flags.kustomize.as_deref(), strict: false },
+        sources: flags.sources(false),
         selector: &flags.selector,
         all_namespaces: flags.all_namespaces,
         types_suffice: true,
