@@ -241,7 +241,9 @@ impl Client {
         let mut warnings = self.0.warnings.borrow_mut();
         for value in headers.get_all("warning") {
             let Some(text) = value.to_str().ok().and_then(|value| value.splitn(3, ' ').nth(2)) else { continue };
-            let text = text.trim().trim_start_matches('"').trim_end_matches('"').replace("\\\"", "\"").replace("\\\\", "\\");
+            let text = text.trim();
+            let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+            let text = text.replace("\\\"", "\"").replace("\\\\", "\\");
             if !warnings.contains(&text) {
                 warnings.push(text);
             }
