@@ -5,6 +5,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::Context;
+use super::describe::rule_rows;
 use super::output::{self, Form};
 use super::tabwriter::Tabwriter;
 use crate::client::Query;
@@ -101,28 +102,14 @@ async fn list(cx: &Context, namespace: &str, no_headers: bool) -> Result<u8> {
     if status["incomplete"] == true {
         cx.note("warning: the list may be incomplete");
     }
-    let words = |value: &Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
-    };
-    let mut rows = vec![];
-    for rule in status["resourceRules"].as_array().into_iter().flatten() {
-        let groups = words(&rule["apiGroups"]);
-        for resource in words(&rule["resources"]) {
-            let group = groups.first().map(String::as_str).unwrap_or_default();
-            let full = if group.is_empty() { resource } else { format!("{resource}.{group}") };
-            rows.push(format!("{full}\t[]\t[{}]\t[{}]\n", words(&rule["resourceNames"]).join(" "), words(&rule["verbs"]).join(" ")));
-        }
-    }
-    for rule in status["nonResourceRules"].as_array().into_iter().flatten() {
-        for path in words(&rule["nonResourceURLs"]) {
-            rows.push(format!("\t[{path}]\t[]\t[{}]\n", words(&rule["verbs"]).join(" ")));
-        }
-    }
+    let rules = ["resourceRules", "nonResourceRules"].into_iter().flat_map(|list| status[list].as_array().into_iter().flatten());
     let mut writer = Tabwriter::for_tables();
     if !no_headers {
         writer.write("Resources\tNon-Resource URLs\tResource Names\tVerbs\n");
     }
-    rows.iter().for_each(|row| writer.write(row));
+    for row in rule_rows(rules) {
+        writer.write(&format!("{}\n", row.join("\t")));
+    }
     cx.print(&writer.flush())?;
     Ok(0)
 }

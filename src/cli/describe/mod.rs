@@ -3,15 +3,18 @@
 mod node;
 mod page;
 mod pod;
+mod rules;
 mod small;
+mod storage;
 mod workload;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
 pub use node::taint_text;
 pub use page::{event_age, plain, selector_text, since, time};
+pub use rules::rule_rows;
 pub use workload::same_template;
 
 use super::Context;
@@ -57,7 +60,13 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         ..Wanted::default()
     };
     let query = Query::new().with("labelSelector", &flags.selector);
+    if flags.names.is_empty() && flags.filename.is_empty() && flags.kustomize.is_none() {
+        bail!(
+            "You must specify the type of resource to describe. Use \"edgectl api-resources\" for a complete list of supported resources."
+        );
+    }
     let mut all = vec![];
+    let mut by_prefix_found = false;
     for pick in select::picks(cx, &wanted).await? {
         let objects = match cx.client()?.get(&pick.path()).await {
             Ok(object) if matches!(pick, Pick::One { .. }) => vec![object],
@@ -67,7 +76,10 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
                     cx.fail(&error);
                     continue;
                 }
-                objects => objects,
+                objects => {
+                    by_prefix_found = true;
+                    objects
+                }
             },
             Err(error) if refusal(&error).is_some() => {
                 cx.fail(&error);
@@ -77,8 +89,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         };
         all.extend(objects.into_iter().map(|object| found(&pick, object)));
     }
-    // As kubectl has it: the events of many objects are shown only if they are asked for.
-    let show_events = flags.show_events.as_deref().map_or(all.len() == 1, |show| show == "true");
+    // As kubectl has it: events of many objects, or of those found by the beginning of a name, are shown only if they are asked for.
+    let show_events = flags.show_events.as_deref().map_or(all.len() == 1 && !by_prefix_found, |show| show == "true");
     for (index, found) in all.iter().enumerate() {
         let text = describe(cx, found, show_events).await?;
         cx.print(&format!("{}{text}", if index == 0 { "" } else { "\n\n" }))?;
@@ -185,6 +197,22 @@ async fn describe(cx: &Context, found: &Found, show_events: bool) -> Result<Stri
             }
         }
         ("discovery.k8s.io", "EndpointSlice") => small::endpoint_slice(object, events_ref),
+        ("", "Endpoints") => rules::endpoints(object, events_ref),
+        ("", "ResourceQuota") => rules::quota(object),
+        ("", "LimitRange") => rules::limit_range(object),
+        ("", "PersistentVolume") => storage::volume(object, events_ref),
+        ("", "PersistentVolumeClaim") => {
+            let pods = list(cx, &in_namespace("pods"), &Query::new()).await.unwrap_or_default();
+            storage::claim(object, &pods, events_ref)
+        }
+        ("storage.k8s.io", "StorageClass") => storage::class(object, events_ref),
+        ("scheduling.k8s.io", "PriorityClass") => rules::priority_class(object, events_ref),
+        ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rules::role(object),
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => rules::role_binding(object),
+        ("policy", "PodDisruptionBudget") => rules::disruption_budget(object, events_ref),
+        ("autoscaling", "HorizontalPodAutoscaler") => rules::autoscaler(object, events_ref),
+        ("networking.k8s.io", "NetworkPolicy") => rules::network_policy(object),
+        ("networking.k8s.io", "Ingress") => rules::ingress(object, events_ref),
         ("batch", "Job") => workload::job(object, events_ref),
         ("batch", "CronJob") => workload::cron_job(object, events_ref),
         _ => small::generic(object, events_ref),

@@ -206,13 +206,14 @@ pub fn namespace(namespace: &Value, quotas: Option<&[Value]>, limits: Option<&[V
             page.line(0, " ----\t--------\t---\t---\t---------------\t-------------\t-----------------------");
         }
         for range in limits {
-            limit_lines(&mut page, range);
+            limit_lines(&mut page, range, " ");
         }
     }
     page.finish()
 }
 
-fn limit_lines(page: &mut Page, range: &Value) {
+/// The rows of one limit range, `indent` before each.
+pub fn limit_lines(page: &mut Page, range: &Value, indent: &str) {
     const COLUMNS: [&str; 5] = ["min", "max", "defaultRequest", "default", "maxLimitRequestRatio"];
     for limit in range["spec"]["limits"].as_array().into_iter().flatten() {
         let mut names: Vec<&String> =
@@ -221,7 +222,7 @@ fn limit_lines(page: &mut Page, range: &Value) {
         names.dedup();
         for name in names {
             let cells: Vec<String> = COLUMNS.iter().map(|column| or(plain(&limit[column][name]), "-")).collect();
-            page.line(0, &format!(" {}\t{name}\t{}", plain(&limit["type"]), cells.join("\t")));
+            page.line(0, &format!("{indent}{}\t{name}\t{}", plain(&limit["type"]), cells.join("\t")));
         }
     }
 }
