@@ -210,10 +210,15 @@ fn checked(flag: &FlagInfo, value: Option<String>) -> Result<Option<String>> {
         Some("0" | "f" | "F" | "FALSE" | "False") if is_boolean => Ok(Some("false".into())),
         Some("true" | "false") | None => Ok(value),
         Some(other) if is_boolean => {
-            bail!("invalid argument {other:?} for {:?} flag: strconv.ParseBool: parsing {other:?}: invalid syntax", flag.long)
+            bail!("invalid argument {other:?} for {:?} flag: strconv.ParseBool: parsing {other:?}: invalid syntax", names(flag))
         }
         Some(_) => Ok(value),
     }
+}
+
+/// A flag's names as an error gives them: `-w, --watch`.
+pub fn names(flag: &FlagInfo) -> String {
+    flag.short.map_or(flag.long.to_owned(), |short| format!("-{short}, {}", flag.long))
 }
 
 /// The help of one verb: what it does, how it is typed, its flags.

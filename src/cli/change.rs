@@ -171,7 +171,12 @@ pub async fn patch(cx: &Context, flags: PatchFlags) -> Result<u8> {
             Ok(object) => {
                 let same = object == found.object && dry_run != DryRun::Client;
                 let (operation, told) = if same { ("patched (no change)", DryRun::None) } else { ("patched", dry_run) };
-                shown.object(&found.resource, object, operation, told)?;
+                // Of a subresource, it is that which was patched.
+                let mut resource = found.resource;
+                if object["kind"] == "Scale" {
+                    (resource.group, resource.kind) = ("autoscaling".into(), "Scale".into());
+                }
+                shown.object(&resource, object, operation, told)?;
             }
             Err(error) if refusal(&error).is_some() => cx.fail(&error),
             Err(error) => return Err(error),

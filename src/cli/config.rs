@@ -232,21 +232,143 @@ pub async fn set_context(cx: &Context, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-pub async fn delete_context(cx: &Context, flags: Flags) -> Result<u8> {
-    let name = one_name(&flags, "delete-context NAME")?;
-    let path = file_of(cx, "contexts", name)?;
-    if !cx.kubeconfig()?.entries("contexts").any(|(known, _)| known == name) {
-        bail!("cannot delete context {name}, not in {}", path.display());
+pub async fn set_cluster(cx: &Context, flags: Flags) -> Result<u8> {
+    let name = one_name(&flags, "set-cluster NAME")?;
+    let mut values = vec![("server", cx.global.server.as_deref()), ("tls-server-name", cx.global.tls_server_name.as_deref())];
+    values.push(("certificate-authority", cx.global.certificate_authority.as_deref()));
+    let insecure = cx.global.insecure_skip_tls_verify.then(|| ("insecure-skip-tls-verify", Yaml::Bool(true)));
+    let values = values.into_iter().filter_map(|(key, value)| Some((key, Yaml::from(value?)))).chain(insecure);
+    set(cx, "clusters", name, values.collect())?;
+    cx.println(&format!("Cluster {name:?} set."))?;
+    Ok(0)
+}
+
+pub async fn set_credentials(cx: &Context, flags: Flags) -> Result<u8> {
+    let name = one_name(&flags, "set-credentials NAME")?;
+    let global = &cx.global;
+    let values = [("token", &global.token), ("client-certificate", &global.client_certificate), ("client-key", &global.client_key)];
+    set(cx, "users", name, values.into_iter().filter_map(|(key, value)| Some((key, Yaml::from(value.as_deref()?)))).collect())?;
+    cx.println(&format!("User {name:?} set."))?;
+    Ok(0)
+}
+
+/// Sets fields of an entry, which is made if it is not there.
+fn set(cx: &Context, list: &str, name: &str, values: Vec<(&str, Yaml)>) -> Result<()> {
+    let known = cx.kubeconfig()?.entries(list).find(|(known, _)| *known == name).map(|(_, entry)| entry.clone());
+    let mut entry = known.unwrap_or_else(|| Yaml::Mapping(Mapping::new()));
+    for (key, value) in values {
+        entry[key] = value;
     }
-    if cx.kubeconfig()?.current_context() == Some(name) {
-        cx.note("warning: this removed your active context, use \"edgectl config use-context\" to select a different one");
+    kubeconfig::edit(&file_of(cx, list, name)?, |config| {
+        kubeconfig::set_entry(config, list, name, entry);
+        Ok(())
+    })
+}
+
+/// The place that a dotted path means: `clusters.NAME.server`, `current-context`. Names of entries may have dots themselves.
+struct Place {
+    list: &'static str,
+    field: &'static str,
+    name: String,
+    key: Option<String>,
+}
+
+/// What a dotted path means; none if it is a property of the whole file.
+fn place(cx: &Context, path: &str) -> Result<Option<Place>> {
+    let Some((list, rest)) = path.split_once('.') else { return Ok(None) };
+    let (list, field) = match list {
+        "clusters" => ("clusters", "cluster"),
+        "contexts" => ("contexts", "context"),
+        "users" => ("users", "user"),
+        other => bail!("unable to parse {path:?}: {other:?} is not one of clusters, contexts, users"),
+    };
+    let (name, key) = match rest.rsplit_once('.') {
+        Some((name, key)) if !cx.kubeconfig()?.entries(list).any(|(known, _)| known == rest) => (name, Some(key.to_owned())),
+        _ => (rest, None),
+    };
+    Ok(Some(Place { list, field, name: name.to_owned(), key }))
+}
+
+pub async fn set_property(cx: &Context, flags: Flags) -> Result<u8> {
+    let [path, value] = flags.names.as_slice() else {
+        bail!("Unexpected args: {:?}\nUsage: edgectl config set PROPERTY_NAME PROPERTY_VALUE", flags.names)
+    };
+    let value = match value.as_str() {
+        "true" => Yaml::Bool(true),
+        "false" => Yaml::Bool(false),
+        other => Yaml::from(other),
+    };
+    match place(cx, path)? {
+        None if path == "current-context" => kubeconfig::edit(&file_of(cx, path, "")?, |config| {
+            config.insert(path.as_str().into(), value);
+            Ok(())
+        })?,
+        Some(Place { list, name, key: Some(key), .. }) => set(cx, list, &name, vec![(&key, value)])?,
+        _ => bail!("unable to set {path:?}: only current-context and the fields of clusters, contexts and users can be set"),
     }
-    kubeconfig::edit(&path, |config| {
-        if let Some(Yaml::Sequence(contexts)) = config.get_mut("contexts") {
-            contexts.retain(|entry| entry["name"].as_str() != Some(name));
+    cx.println(&format!("Property {path:?} set."))?;
+    Ok(0)
+}
+
+pub async fn unset_property(cx: &Context, flags: Flags) -> Result<u8> {
+    let path = one_name(&flags, "unset PROPERTY_NAME")?;
+    let place = place(cx, path)?;
+    let (list, name) = place.as_ref().map_or((path, ""), |place| (place.list, place.name.as_str()));
+    kubeconfig::edit(&file_of(cx, list, name)?, |config| {
+        let Some(place) = &place else {
+            config.remove(path);
+            return Ok(());
+        };
+        let Some(Yaml::Sequence(entries)) = config.get_mut(list) else { return Ok(()) };
+        match &place.key {
+            None => entries.retain(|entry| entry["name"].as_str() != Some(name)),
+            Some(key) => {
+                for entry in entries.iter_mut().filter(|entry| entry["name"].as_str() == Some(name)) {
+                    if let Some(fields) = entry[place.field].as_mapping_mut() {
+                        fields.remove(key.as_str());
+                    }
+                }
+            }
         }
         Ok(())
     })?;
+    cx.println(&format!("Property {path:?} unset."))?;
+    Ok(0)
+}
+
+/// Takes an entry out of its list; answers the file that had it.
+fn remove(cx: &Context, list: &str, name: &str) -> Result<PathBuf> {
+    let path = file_of(cx, list, name)?;
+    if !cx.kubeconfig()?.entries(list).any(|(known, _)| known == name) {
+        bail!("cannot delete {} {name}, not in {}", list.trim_end_matches('s'), path.display());
+    }
+    kubeconfig::edit(&path, |config| {
+        if let Some(Yaml::Sequence(entries)) = config.get_mut(list) {
+            entries.retain(|entry| entry["name"].as_str() != Some(name));
+        }
+        Ok(())
+    })?;
+    Ok(path)
+}
+
+pub async fn delete_cluster(cx: &Context, flags: Flags) -> Result<u8> {
+    let name = one_name(&flags, "delete-cluster NAME")?;
+    cx.println(&format!("deleted cluster {name} from {}", remove(cx, "clusters", name)?.display()))?;
+    Ok(0)
+}
+
+pub async fn delete_user(cx: &Context, flags: Flags) -> Result<u8> {
+    let name = one_name(&flags, "delete-user NAME")?;
+    cx.println(&format!("deleted user {name} from {}", remove(cx, "users", name)?.display()))?;
+    Ok(0)
+}
+
+pub async fn delete_context(cx: &Context, flags: Flags) -> Result<u8> {
+    let name = one_name(&flags, "delete-context NAME")?;
+    let path = remove(cx, "contexts", name)?;
+    if cx.kubeconfig()?.current_context() == Some(name) {
+        cx.note("warning: this removed your active context, use \"edgectl config use-context\" to select a different one");
+    }
     cx.println(&format!("deleted context {name} from {}", path.display()))?;
     Ok(0)
 }

@@ -58,7 +58,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         bail!("unknown thing to create: {kind:?}; 'edgectl create --help' lists what can be created without a file");
     }
     if flags.filename.is_empty() && flags.kustomize.is_none() {
-        bail!("must specify one of -f and -k\nSee 'edgectl create --help' for usage.");
+        bail!("must specify one of -f and -k");
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
@@ -216,7 +216,7 @@ file_flags! {
 
 pub async fn replace(cx: &Context, flags: ReplaceFlags) -> Result<u8> {
     if flags.filename.is_empty() && flags.kustomize.is_none() {
-        bail!("must specify --filename to replace\nSee 'edgectl replace --help' for usage.");
+        bail!("must specify one of -f and -k");
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
@@ -252,7 +252,7 @@ pub async fn replace(cx: &Context, flags: ReplaceFlags) -> Result<u8> {
             }
             let options = delete::options(flags.cascade.as_deref(), flags.grace_period, DryRun::None)?;
             match cx.client()?.delete(&path, &options).await {
-                Ok(_) => cx.println(&format!("{} {name:?} deleted", resource.qualified_singular()))?,
+                Ok(_) => {}
                 Err(error) if is_not_found(&error) => {}
                 Err(error) => return Err(error),
             }

@@ -7,7 +7,7 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::manifest::file_flags;
-use super::output::DryRun;
+use super::output::{self, DryRun};
 use super::select::{self, Pick, Wanted};
 use super::{Context, confirmed, duration, follow};
 use crate::client::{Query, Resource, is_not_found, refusal};
@@ -87,7 +87,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         bail!("unexpected -o output mode: {}. We only support '-o name'", flags.output.unwrap_or_default());
     }
     if flags.all && !flags.selector.is_empty() {
-        bail!("cannot set --all and --selector at the same time");
+        bail!("setting 'all' parameter but found a non empty selector. ");
     }
     if flags.now && flags.grace_period >= 0 {
         bail!("--now and --grace-period cannot be specified together");
@@ -132,10 +132,15 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let mut seen = 0;
     for pick in picks {
         let path = pick.path();
+        let mut document = None;
         let targets: Vec<(Resource, String, String)> = match pick {
-            Pick::One { resource, namespace, name, .. } => vec![(resource, namespace, name)],
+            Pick::One { resource, namespace, name, document: from } => {
+                document = from;
+                vec![(resource, namespace, name)]
+            }
             Pick::List { resource, .. } => {
-                let list = cx.client()?.list(&path, &query).await?;
+                let list = cx.client()?.list(&path, &query).await;
+                let list = list.map_err(|error| select::unlisted(error, &resource, &flags.selector, &flags.field_selector))?;
                 let text = |item: &Value, key: &str| item["metadata"][key].as_str().unwrap_or_default().to_owned();
                 let items = list["items"].as_array().into_iter().flatten();
                 items.map(|item| (resource.clone(), text(item, "namespace"), text(item, "name"))).collect()
@@ -152,7 +157,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
                     going.push((resource, namespace, name, uid));
                 }
                 Err(error) if ignore && is_not_found(&error) => {}
-                Err(error) if refusal(&error).is_some() => cx.fail(&error),
+                Err(error) if refusal(&error).is_some() => cx.fail(&select::in_source(error, "deleting", document.as_ref())),
                 Err(error) => return Err(error),
             }
         }
@@ -179,12 +184,7 @@ fn tell(cx: &Context, flags: &Flags, resource: &Resource, namespace: &str, name:
     }
     let how = if flags.force { "force deleted" } else { "deleted" };
     let place = if namespace.is_empty() { String::new() } else { format!(" from {namespace} namespace") };
-    let suffix = match dry_run {
-        DryRun::None => "",
-        DryRun::Client => " (dry run)",
-        DryRun::Server => " (server dry run)",
-    };
-    cx.println(&format!("{} {name:?} {how}{place}{suffix}", resource.qualified_singular()))
+    cx.println(&format!("{} {name:?} {how}{place}{}", resource.qualified_singular(), output::suffix(dry_run)))
 }
 
 /// `DeleteOptions` as flags say them; `grace_seconds` below zero leaves it to the object.

@@ -45,8 +45,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let types: Vec<String> = flags.types.iter().flat_map(|types| types.split(',')).map(str::to_lowercase).collect();
-    if let Some(unknown) = types.iter().find(|kind| !matches!(kind.as_str(), "normal" | "warning")) {
-        bail!("valid --types are Normal or Warning, not {unknown:?}");
+    if types.iter().any(|kind| !matches!(kind.as_str(), "normal" | "warning")) {
+        bail!("valid --types are Normal or Warning");
     }
     let mut query = Query::new();
     if let Some(about) = &flags.about {

@@ -180,7 +180,7 @@ fn values(field: &Value, level: usize) -> String {
     }
     let indent = "  ".repeat(level);
     let more = if values.len() > VALUES_SHOWN { ", ...." } else { "" };
-    let shown: Vec<&str> = values.into_iter().take(VALUES_SHOWN).collect();
+    let shown: Vec<&str> = values.into_iter().take(VALUES_SHOWN).map(|value| if value.is_empty() { "\"\"" } else { value }).collect();
     format!("{indent}enum: {}{more}\n", shown.join(", "))
 }
 

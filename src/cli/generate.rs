@@ -1,6 +1,7 @@
 //! `create deployment`, `create configmap` and the other objects that need no file. Each is made by a pure function and sent the same way.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use argh::{ArgsInfo, FromArgs};
@@ -71,7 +72,7 @@ macro_rules! flags {
 fn name<'a>(cx: &Context, names: &'a [String]) -> Result<&'a str> {
     match names {
         [name] => Ok(name),
-        names => bail!("exactly one NAME is required, got {}\nSee 'edgectl {} --help' for usage.", names.len(), cx.verb.name),
+        names => bail!("exactly one NAME is required, got {}\nSee 'edgectl {} -h' for help and examples", names.len(), cx.verb.name),
     }
 }
 
@@ -225,8 +226,9 @@ flags! {
 }
 
 pub async fn config_map(cx: &Context, flags: ConfigMap) -> Result<u8> {
-    let entries = entries(&flags.from_file, &flags.from_literal, &flags.from_env_file)?;
-    make(cx, flags.common(), config_map_object(name(cx, &flags.names)?, entries)).await
+    let name = name(cx, &flags.names)?;
+    let entries = entries(&format!(" in Data for ConfigMap {name:?}"), &flags.from_file, &flags.from_literal, &flags.from_env_file)?;
+    make(cx, flags.common(), config_map_object(name, entries)).await
 }
 
 fn config_map_object(name: &str, entries: BTreeMap<String, Vec<u8>>) -> Value {
@@ -240,8 +242,11 @@ fn config_map_object(name: &str, entries: BTreeMap<String, Vec<u8>>) -> Value {
     object
 }
 
-/// The keys and values that files, literals and lists of variables give.
-fn entries(files: &[String], literals: &[String], variables: &[String]) -> Result<BTreeMap<String, Vec<u8>>> {
+/// The keys and values that files, literals and lists of variables give; `place` says where they go.
+fn entries(place: &str, files: &[String], literals: &[String], variables: &[String]) -> Result<BTreeMap<String, Vec<u8>>> {
+    if !variables.is_empty() && (!files.is_empty() || !literals.is_empty()) {
+        bail!("from-env-file cannot be combined with from-file or from-literal");
+    }
     let mut entries = BTreeMap::new();
     let mut put = |key: &str, value: Vec<u8>| -> Result<()> {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -249,7 +254,7 @@ fn entries(files: &[String], literals: &[String], variables: &[String]) -> Resul
             bail!("{key:?} is not a valid key name: a valid config key must consist of alphanumeric characters, '-', '_' or '.'");
         }
         if entries.insert(key.to_owned(), value).is_some() {
-            bail!("cannot add key {key:?}, another key by that name already exists");
+            bail!("cannot add key {key:?}, another key by that name already exists{place}");
         }
         Ok(())
     };
@@ -296,11 +301,15 @@ fn file_name(path: &std::path::Path) -> String {
 }
 
 fn file(path: &std::path::Path) -> Result<Vec<u8>> {
-    let size = std::fs::metadata(path).with_context(|| format!("error reading {}", path.display()))?.len();
+    let unread = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::NotFound => anyhow!("error reading {}: no such file or directory", path.display()),
+        _ => anyhow!(error).context(format!("error reading {}", path.display())),
+    };
+    let size = std::fs::metadata(path).map_err(unread)?.len();
     if size > FILE_BYTES_MAX {
         bail!("{} is larger than an object can be ({size} bytes)", path.display());
     }
-    std::fs::read(path).with_context(|| format!("error reading {}", path.display()))
+    std::fs::read(path).map_err(unread)
 }
 
 flags! {
@@ -322,7 +331,7 @@ flags! {
 }
 
 pub async fn secret(cx: &Context, flags: Secret) -> Result<u8> {
-    let entries = entries(&flags.from_file, &flags.from_literal, &flags.from_env_file)?;
+    let entries = entries("", &flags.from_file, &flags.from_literal, &flags.from_env_file)?;
     make(cx, flags.common(), secret_object(name(cx, &flags.names)?, flags.r#type.as_deref(), entries)).await
 }
 
@@ -362,13 +371,8 @@ pub async fn registry_secret(cx: &Context, flags: RegistrySecret) -> Result<u8> 
     let content = match flags.from_file.first() {
         Some(path) => file(std::path::Path::new(path.rsplit('=').next().unwrap_or(path)))?,
         None => {
-            for (flag, value) in [("docker-username", &flags.docker_username), ("docker-password", &flags.docker_password)] {
-                if value.is_empty() {
-                    bail!(
-                        "either --from-file or the combination of --docker-username, --docker-password and --docker-server is required; \
-                            --{flag} is missing"
-                    );
-                }
+            if flags.docker_username.is_empty() || flags.docker_password.is_empty() {
+                bail!("either --from-file or the combination of --docker-username, --docker-password and --docker-server is required");
             }
             registry_config(&flags.docker_server, &flags.docker_username, &flags.docker_password, &flags.docker_email).into_bytes()
         }
@@ -481,7 +485,11 @@ flags! {
 
 pub async fn cron_job(cx: &Context, flags: CronJob) -> Result<u8> {
     let (name, command) = name_and_command(cx, &flags.names)?;
-    let (Some(image), Some(schedule)) = (&flags.image, &flags.schedule) else { bail!("required flag(s) \"image\", \"schedule\" not set") };
+    let (Some(image), Some(schedule)) = (&flags.image, &flags.schedule) else {
+        let missing = [("image", flags.image.is_none()), ("schedule", flags.schedule.is_none())];
+        let missing: Vec<String> = missing.iter().filter(|(_, missing)| *missing).map(|(flag, _)| format!("{flag:?}")).collect();
+        bail!("required flag(s) {} not set", missing.join(", "));
+    };
     let template = json!({"metadata": {}, "spec": {"containers": [container(name, image, command)], "restartPolicy": flags.restart}});
     let object = json!({
         "apiVersion": "batch/v1",
@@ -577,14 +585,49 @@ flags! {
         /// paths of the server, for cluster roles; may be repeated
         #[argh(option, long = "non-resource-url")]
         paths: Vec<String>,
+        /// labels of the cluster roles whose rules a cluster role gathers, as KEY=VALUE
+        #[argh(option)]
+        aggregation_rule: Option<String>,
     }
 }
+
+/// What a rule can allow; other verbs some extension may know.
+const VERBS: [&str; 14] = [
+    "*",
+    "get",
+    "list",
+    "watch",
+    "create",
+    "update",
+    "patch",
+    "delete",
+    "deletecollection",
+    "use",
+    "bind",
+    "impersonate",
+    "escalate",
+    "approve",
+];
 
 pub async fn role(cx: &Context, flags: Role) -> Result<u8> {
     let words = |list: &[String]| -> Vec<String> { list.iter().flat_map(|words| words.split(',')).map(str::to_owned).collect() };
     let verbs = words(&flags.verb);
+    if let Some(labels) = flags.aggregation_rule.as_deref().filter(|_| cx.verb.name.ends_with("clusterrole")) {
+        if !verbs.is_empty() || !flags.resource.is_empty() || !flags.paths.is_empty() {
+            bail!("aggregation rule must be specified without nonResourceURLs, resources or verbs");
+        }
+        let labels: Map<String, Value> =
+            labels.split(',').filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), value.into())).collect();
+        let object = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": name(cx, &flags.names)?},
+            "aggregationRule": {"clusterRoleSelectors": [{"matchLabels": labels}]}, "rules": null});
+        return make(cx, flags.common(), object).await;
+    }
     if verbs.is_empty() {
         bail!("at least one verb must be specified");
+    }
+    for verb in verbs.iter().filter(|verb| !VERBS.contains(&verb.as_str())) {
+        cx.note(&format!("Warning: '{verb}' is not a standard resource verb"));
     }
     if flags.resource.is_empty() && flags.paths.is_empty() {
         bail!("at least one resource must be specified");
@@ -645,8 +688,24 @@ flags! {
     }
 }
 
+const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// Those to whom a binding gives a role; each text may name several, parted by commas.
+pub fn subjects(users: &[String], groups: &[String], accounts: &[String]) -> Result<Vec<Value>> {
+    let mut subjects: Vec<Value> = vec![];
+    for (kind, names) in [("User", users), ("Group", groups)] {
+        subjects.extend(names.iter().flat_map(|names| names.split(',')).map(|name| json!({"apiGroup": GROUP, "kind": kind, "name": name})));
+    }
+    for account in accounts.iter().flat_map(|names| names.split(',')) {
+        let Some((namespace, name)) = account.split_once(':').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty()) else {
+            bail!("serviceaccount must be <namespace>:<name>");
+        };
+        subjects.push(json!({"kind": "ServiceAccount", "namespace": namespace, "name": name}));
+    }
+    Ok(subjects)
+}
+
 pub async fn role_binding(cx: &Context, flags: RoleBinding) -> Result<u8> {
-    const GROUP: &str = "rbac.authorization.k8s.io";
     let cluster = cx.verb.name.ends_with("clusterrolebinding");
     let (kind, role) = match (&flags.role, &flags.clusterrole) {
         (Some(role), None) if !cluster => ("Role", role),
@@ -654,16 +713,7 @@ pub async fn role_binding(cx: &Context, flags: RoleBinding) -> Result<u8> {
         _ if cluster => bail!("required flag(s) \"clusterrole\" not set"),
         _ => bail!("exactly one of clusterrole or role must be specified"),
     };
-    let mut subjects: Vec<Value> = vec![];
-    for (kind, names) in [("User", &flags.users), ("Group", &flags.group)] {
-        subjects.extend(names.iter().flat_map(|names| names.split(',')).map(|name| json!({"apiGroup": GROUP, "kind": kind, "name": name})));
-    }
-    for account in flags.serviceaccount.iter().flat_map(|names| names.split(',')) {
-        let Some((namespace, name)) = account.split_once(':').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty()) else {
-            bail!("serviceaccount must be <namespace>:<name>");
-        };
-        subjects.push(json!({"kind": "ServiceAccount", "namespace": namespace, "name": name}));
-    }
+    let subjects = subjects(&flags.users, &flags.group, &flags.serviceaccount)?;
     let mut object = json!({
         "apiVersion": format!("{GROUP}/v1"),
         "kind": if cluster { "ClusterRoleBinding" } else { "RoleBinding" },
@@ -674,6 +724,106 @@ pub async fn role_binding(cx: &Context, flags: RoleBinding) -> Result<u8> {
         object["subjects"] = json!(subjects);
     }
     make(cx, flags.common(), object).await
+}
+
+flags! {
+    /// create an ingress
+    Ingress {
+        /// the class of the ingress
+        #[argh(option)]
+        class: Option<String>,
+        /// where to send what no rule takes, as SERVICE:PORT
+        #[argh(option)]
+        default_backend: Option<String>,
+        /// KEY=VALUE; may be repeated
+        #[argh(option)]
+        annotation: Vec<String>,
+        /// HOST/PATH=SERVICE:PORT[,tls[=SECRET]]; a path that ends in * is a prefix; may be repeated
+        #[argh(option)]
+        rule: Vec<String>,
+    }
+}
+
+pub async fn ingress(cx: &Context, flags: Ingress) -> Result<u8> {
+    if flags.rule.is_empty() && flags.default_backend.is_none() {
+        bail!(
+            "not enough information provided: every ingress has to either specify a default-backend (which catches all traffic) or a list \
+                of rules (which catch specific paths)"
+        );
+    }
+    let mut metadata = json!({"name": name(cx, &flags.names)?});
+    for pair in &flags.annotation {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!("annotation {pair} is invalid and should be in format key=[value]");
+        };
+        metadata["annotations"][key] = value.into();
+    }
+    let mut spec = ingress_spec(&flags.rule)?;
+    if let Some(class) = &flags.class {
+        spec["ingressClassName"] = class.as_str().into();
+    }
+    if let Some(default) = &flags.default_backend {
+        let Some(backend) = backend(default) else {
+            bail!("default-backend {default} is invalid and should be in format svcname:svcport");
+        };
+        spec["defaultBackend"] = backend;
+    }
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": metadata, "spec": spec,
+        "status": {"loadBalancer": {}}});
+    make(cx, flags.common(), object).await
+}
+
+/// `web:80`, `web:http`.
+fn backend(text: &str) -> Option<Value> {
+    let (service, port) = text.split_once(':').filter(|(service, port)| !service.is_empty() && !port.is_empty())?;
+    let port = port.parse::<u16>().map_or_else(|_| json!({"name": port}), |number| json!({"number": number}));
+    Some(json!({"service": {"name": service, "port": port}}))
+}
+
+/// Rules of one host stand together; `tls` names its secret.
+fn ingress_spec(rules: &[String]) -> Result<Value> {
+    let mut hosts: Vec<(String, Vec<Value>)> = vec![];
+    let mut tls: Vec<Value> = vec![];
+    for rule in rules {
+        let wrong = || anyhow!("rule {rule} is invalid and should be in format host/path=svcname:svcport[,tls[=secret]]");
+        let (place, target) = rule.split_once('=').ok_or_else(wrong)?;
+        let (host, path) = place.find('/').map(|at| place.split_at(at)).ok_or_else(wrong)?;
+        let (target, secret) = target.split_once(',').map_or((target, None), |(target, tls)| (target, Some(tls)));
+        let backend = backend(target).ok_or_else(wrong)?;
+        let (path, kind) = path.strip_suffix('*').map_or((path, "Exact"), |path| (path, "Prefix"));
+        let entry = json!({"backend": backend, "path": path, "pathType": kind});
+        match hosts.iter_mut().find(|(known, _)| known == host) {
+            Some((_, paths)) => paths.push(entry),
+            None => hosts.push((host.to_owned(), vec![entry])),
+        }
+        match secret.map(|secret| secret.strip_prefix("tls")) {
+            None => {}
+            Some(None) => return Err(wrong()),
+            Some(Some(secret)) => {
+                let mut entry = json!({});
+                if !host.is_empty() {
+                    entry["hosts"] = json!([host]);
+                }
+                if let Some(secret) = secret.strip_prefix('=').filter(|secret| !secret.is_empty()) {
+                    entry["secretName"] = secret.into();
+                }
+                tls.push(entry);
+            }
+        }
+    }
+    let rule = |(host, paths): (String, Vec<Value>)| match host.is_empty() {
+        true => json!({"http": {"paths": paths}}),
+        false => json!({"host": host, "http": {"paths": paths}}),
+    };
+    let mut spec = json!({});
+    if !hosts.is_empty() {
+        spec["rules"] = hosts.into_iter().map(rule).collect();
+    }
+    if !tls.is_empty() {
+        spec["tls"] = tls.into();
+    }
+    Ok(spec)
 }
 
 flags! {
@@ -691,7 +841,7 @@ flags! {
 pub async fn quota(cx: &Context, flags: Quota) -> Result<u8> {
     let mut hard = Map::new();
     for pair in flags.hard.split(',').filter(|pair| !pair.is_empty()) {
-        let Some((name, amount)) = pair.split_once('=') else { bail!("invalid argument syntax {pair}, expected <resource>=<quantity>") };
+        let Some((name, amount)) = pair.split_once('=') else { bail!("Invalid argument syntax {pair}, expected <resource>=<value>") };
         hard.insert(name.to_owned(), amount.into());
     }
     let mut spec = json!({"hard": hard});
@@ -731,7 +881,8 @@ pub async fn disruption_budget(cx: &Context, flags: DisruptionBudget) -> Result<
     match (&flags.min_available, &flags.max_unavailable) {
         (Some(min), None) => spec["minAvailable"] = amount(min),
         (None, Some(max)) => spec["maxUnavailable"] = amount(max),
-        _ => bail!("one of min-available or max-unavailable must be specified"),
+        (Some(_), Some(_)) => bail!("min-available and max-unavailable cannot be both specified"),
+        (None, None) => bail!("one of min-available or max-unavailable must be specified"),
     }
     let status = json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0});
     let metadata = json!({"name": name(cx, &flags.names)?});
@@ -800,9 +951,19 @@ pub async fn token(cx: &Context, flags: Token) -> Result<u8> {
     }
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": spec});
     let path = format!("/api/v1/namespaces/{}/serviceaccounts/{}/token", cx.namespace()?, name(cx, &flags.names)?);
-    let answer = cx.client()?.create(&path, &Query::new(), &request).await?;
+    let answer = match cx.client()?.create(&path, &Query::new(), &request).await {
+        Ok(answer) => answer,
+        Err(error) => match refusal(&error) {
+            Some(refusal) => bail!("failed to create token: {}", refusal.message),
+            None => return Err(error),
+        },
+    };
     match Form::parse(flags.output.as_deref(), None)? {
-        form if form.is_table() => cx.println(answer["status"]["token"].as_str().unwrap_or_default())?,
+        form if form.is_table() => {
+            // Behind a pipe the token is all there is.
+            let end = if std::io::stdout().is_terminal() { "\n" } else { "" };
+            cx.print(&format!("{}{end}", answer["status"]["token"].as_str().unwrap_or_default()))?;
+        }
         form => cx.print(&super::output::render(&form, &answer, true)?)?,
     }
     Ok(0)
@@ -836,7 +997,7 @@ mod tests {
 
     #[test]
     fn values_come_from_literals_and_mistakes_are_named() {
-        let literals = |list: &[&str]| entries(&[], &list.iter().map(|literal| (*literal).to_owned()).collect::<Vec<_>>(), &[]);
+        let literals = |list: &[&str]| entries("", &[], &list.iter().map(|literal| (*literal).to_owned()).collect::<Vec<_>>(), &[]);
         assert_eq!(literals(&["a=b", "c=d=e"]).unwrap()["c"], b"d=e");
         assert!(literals(&["a"]).unwrap_err().to_string().starts_with("invalid literal source a"));
         assert!(literals(&["a=1", "a=2"]).unwrap_err().to_string().contains("already exists"));

@@ -1,5 +1,7 @@
 //! `get`: tables from the server, or the objects themselves in any form of `-o`, once or as they change. It never changes anything.
 
+use std::time::Instant;
+
 use anyhow::{Result, bail};
 use argh::{ArgsInfo, FromArgs};
 use hyper::Method;
@@ -150,6 +152,17 @@ impl Get<'_> {
         Query::new().with("labelSelector", &self.flags.selector).with("fieldSelector", &self.flags.field_selector)
     }
 
+    fn unlisted(&self, error: anyhow::Error, pick: &Pick) -> anyhow::Error {
+        select::unlisted(error, pick.resource(), &self.flags.selector, &self.flags.field_selector)
+    }
+
+    async fn unfound(&self, error: anyhow::Error, pick: &Pick) -> anyhow::Error {
+        match pick {
+            Pick::One { namespace, .. } => select::unfound(self.cx, error, namespace).await,
+            Pick::List { .. } => error,
+        }
+    }
+
     fn limit(&self) -> String {
         match self.flags.chunk_size {
             Some(0) => String::new(),
@@ -233,7 +246,10 @@ impl Get<'_> {
         let client = self.cx.client()?;
         let path = self.path(pick);
         if let Pick::One { .. } = pick {
-            return Ok(vec![client.get_as(&path, &Query::new(), self.accept()).await?]);
+            return match client.get_as(&path, &Query::new(), self.accept()).await {
+                Ok(table) => Ok(vec![table]),
+                Err(error) => Err(self.unfound(error, pick).await),
+            };
         }
         let mut query = self.query();
         match sort {
@@ -242,7 +258,8 @@ impl Get<'_> {
         }
         let mut tables = vec![];
         loop {
-            let mut table = client.get_as(&path, &query, self.accept()).await?;
+            let table = client.get_as(&path, &query, self.accept()).await;
+            let mut table = table.map_err(|error| self.unlisted(error, pick))?;
             let next = table["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
             if let (Some(sort), Some(rows)) = (sort, table["rows"].as_array_mut()) {
                 sort_by(rows, |row| &row["object"], sort);
@@ -261,11 +278,15 @@ impl Get<'_> {
         let mut errors = vec![];
         for pick in self.picks {
             let read = match pick {
-                Pick::One { .. } => client.get(&self.path(pick)).await.map(|object| vec![object]),
+                Pick::One { .. } => match client.get(&self.path(pick)).await {
+                    Ok(object) => Ok(vec![object]),
+                    Err(error) => Err(self.unfound(error, pick).await),
+                },
                 Pick::List { .. } => client
                     .list(&self.path(pick), &self.query())
                     .await
-                    .map(|mut list| list["items"].as_array_mut().map(std::mem::take).unwrap_or_default()),
+                    .map(|mut list| list["items"].as_array_mut().map(std::mem::take).unwrap_or_default())
+                    .map_err(|error| self.unlisted(error, pick)),
             };
             match read {
                 Ok(objects) => items.extend(objects),
@@ -310,7 +331,7 @@ impl Get<'_> {
 
     async fn watch(&self) -> Result<u8> {
         let [pick] = self.picks else {
-            bail!("watch is only supported on individual resources and resource collections - more than 1 resource was found");
+            bail!("you may only specify a single resource type");
         };
         let client = self.cx.client()?;
         let wide = matches!(self.form, Form::Table { wide: true });
@@ -323,6 +344,7 @@ impl Get<'_> {
             }
             Pick::List { .. } => pick.path(),
         };
+        let started = Instant::now();
         let mut version = String::new();
         let mut page = query.clone().with("limit", self.limit());
         loop {
@@ -348,12 +370,21 @@ impl Get<'_> {
         }
         query.set("resourceVersion", &version);
         let mut watch = client.watch(&path, &query, self.accept()).await?;
-        while let Some((change, object)) = watch.next().await? {
+        // The limit on one answer is one on how long a watch goes on.
+        let end = self.cx.request_timeout()?.map(|limit| started + limit);
+        loop {
+            let over = async {
+                match end {
+                    Some(end) => smol::Timer::at(end).await,
+                    None => std::future::pending().await,
+                };
+                Ok(None)
+            };
+            let Some((change, object)) = futures_lite::future::or(watch.next(), over).await? else { return Ok(0) };
             if change != Change::Bookmark {
                 show.objects(change, object)?;
             }
         }
-        Ok(0)
     }
 }
 
@@ -421,7 +452,8 @@ fn with_event_column(table: &mut Value, change: Change) {
     }
     for row in table["rows"].as_array_mut().into_iter().flatten() {
         if let Some(cells) = row["cells"].as_array_mut() {
-            cells.insert(0, event_name(change).into());
+            // All of one width, whatever comes first.
+            cells.insert(0, format!("{:<8}", event_name(change)).into());
         }
     }
 }

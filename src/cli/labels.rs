@@ -65,7 +65,7 @@ struct Changes {
 
 impl Changes {
     /// Takes `key=value` and `key-` off the end of the words; what is before them names objects.
-    fn split(words: &[String]) -> Result<(&[String], Self)> {
+    fn split<'a>(words: &'a [String], field: &str) -> Result<(&'a [String], Self)> {
         let is_change = |word: &String| !word.contains('/') && word.ends_with('-') || word.contains('=') || word.ends_with('-');
         let start = words.iter().position(is_change).unwrap_or(words.len());
         let mut changes = Self::default();
@@ -76,8 +76,9 @@ impl Changes {
                 _ => bail!("invalid change {word:?}: expected KEY=VALUE to set or KEY- to remove; names come before"),
             }
         }
-        if let Some((key, _)) = changes.set.iter().find(|(key, _)| changes.remove.contains(key)) {
-            bail!("can not both modify and remove {key:?} in the same command");
+        if changes.set.iter().any(|(key, _)| changes.remove.contains(key)) {
+            let one = if field == "labels" { "a label" } else { "an annotation" };
+            bail!("can not both modify and remove {one} in the same command");
         }
         Ok((&words[..start], changes))
     }
@@ -94,7 +95,7 @@ pub async fn annotate(cx: &Context, flags: Flags) -> Result<u8> {
 async fn change(cx: &Context, flags: Flags, field: &str) -> Result<u8> {
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let (names, changes) = Changes::split(&flags.words)?;
+    let (names, changes) = Changes::split(&flags.words, field)?;
     if changes == Changes::default() && !flags.list {
         bail!("at least one {} update is required", field.trim_end_matches('s'));
     }
@@ -184,13 +185,13 @@ mod tests {
     fn changes_stand_behind_the_names() {
         let words = |line: &str| -> Vec<String> { line.split(' ').map(str::to_owned).collect() };
         let line = words("node n1 disktype=ssd empty= old-");
-        let (names, changes) = Changes::split(&line).unwrap();
+        let (names, changes) = Changes::split(&line, "labels").unwrap();
         assert_eq!(names, ["node", "n1"]);
         assert_eq!(changes.set, [("disktype".to_owned(), "ssd".to_owned()), ("empty".to_owned(), String::new())]);
         assert_eq!(changes.remove, ["old"]);
         let line = words("nodes n1 node-role.kubernetes.io/master-");
-        assert_eq!(Changes::split(&line).unwrap().1.remove, ["node-role.kubernetes.io/master"]);
-        assert!(Changes::split(&words("pod a x=1 x-")).is_err());
-        assert!(Changes::split(&words("pod a x=1 b")).is_err());
+        assert_eq!(Changes::split(&line, "labels").unwrap().1.remove, ["node-role.kubernetes.io/master"]);
+        assert!(Changes::split(&words("pod a x=1 x-"), "labels").is_err());
+        assert!(Changes::split(&words("pod a x=1 b"), "labels").is_err());
     }
 }

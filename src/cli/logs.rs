@@ -2,7 +2,7 @@
 //! within
 //! a line.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use argh::{ArgsInfo, FromArgs};
@@ -87,8 +87,9 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         bail!("at most one of `sinceTime` or `sinceSeconds` may be specified");
     }
     if flags.all_containers && flags.container.is_some() {
-        bail!("--all-containers=true should not be specified with container name");
+        bail!("--all-containers=true should not be specified with container name {}", flags.container.as_deref().unwrap_or_default());
     }
+    let query = query(cx, &flags)?;
     let (pods, prefix) = pods(cx, &flags).await?;
     let mut sources = vec![];
     for pod in &pods {
@@ -97,7 +98,6 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             sources.push(Source { namespace: text("namespace"), pod: text("name"), container });
         }
     }
-    let query = query(&flags)?;
     let most = flags.max_log_requests.unwrap_or(STREAMS_MAX);
     if flags.follow && sources.len() > most {
         bail!(
@@ -106,13 +106,22 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             sources.len()
         );
     }
+    let end = cx.request_timeout()?.map(|limit| Instant::now() + limit);
     let read = |source: Source| {
         let query = query.clone();
         let flags = &flags;
         async move {
             let head = if prefix { format!("[pod/{}/{}] ", source.pod, source.container) } else { String::new() };
             let path = format!("/api/v1/namespaces/{}/pods/{}/log", source.namespace, source.pod);
-            match copy(cx, &path, &query.with("container", &source.container), &head).await {
+            let query = query.with("container", &source.container);
+            let over = async {
+                match end {
+                    Some(end) => smol::Timer::at(end).await,
+                    None => std::future::pending().await,
+                };
+                bail!("the log of {}/{} is not over within the time of --request-timeout", source.pod, source.container)
+            };
+            match futures_lite::future::or(copy(cx, &path, &query, &head), over).await {
                 Err(error) if flags.ignore_errors => {
                     cx.note(&format!("error: {error:#}"));
                     Ok(())
@@ -133,7 +142,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     Ok(0)
 }
 
-fn query(flags: &Flags) -> Result<Query> {
+fn query(cx: &Context, flags: &Flags) -> Result<Query> {
     let mut query = Query::new();
     for (key, on) in [("follow", flags.follow), ("previous", flags.previous), ("timestamps", flags.timestamps)] {
         if on {
@@ -145,7 +154,7 @@ fn query(flags: &Flags) -> Result<Query> {
         query.set("tailLines", tail);
     }
     if let Some(since) = &flags.since {
-        query.set("sinceSeconds", duration(since)?.as_secs_f64().ceil() as u64);
+        query.set("sinceSeconds", cx.duration("--since", since)?.as_secs_f64().ceil() as u64);
     }
     query.set("sinceTime", flags.since_time.as_deref().unwrap_or_default());
     query.set("limitBytes", flags.limit_bytes.map(|limit| limit.to_string()).unwrap_or_default());
@@ -161,7 +170,7 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
     // `logs POD CONTAINER` is how it was once typed; `logs TYPE NAME` is none.
     if !flags.selector.is_empty() {
         if !names.is_empty() {
-            bail!("only a selector (-l) or a POD name is allowed");
+            bail!("only a selector (-l) or a POD name is allowed\nSee 'edgectl logs -h' for help and examples");
         }
         let list = client.list(&list_path, &Query::new().with("labelSelector", &flags.selector)).await?;
         let pods = list["items"].as_array().cloned().unwrap_or_default();
@@ -196,7 +205,7 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
     if selector.is_empty() || selector == "<none>" {
         bail!("{}/{name} selects no pods", resource.plural);
     }
-    let deadline = std::time::Instant::now() + duration(&flags.pod_running_timeout)?;
+    let deadline = Instant::now() + duration(&flags.pod_running_timeout)?;
     loop {
         let list = client.list(&list_path, &Query::new().with("labelSelector", &selector)).await?;
         let mut pods = list["items"].as_array().cloned().unwrap_or_default();
@@ -223,7 +232,7 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
             }
             return Ok((vec![pod.clone()], flags.prefix));
         }
-        if std::time::Instant::now() + PAUSE > deadline {
+        if Instant::now() + PAUSE > deadline {
             bail!("timed out waiting for the condition: {}/{name} has no pods", resource.plural);
         }
         smol::Timer::after(PAUSE).await;
@@ -243,7 +252,7 @@ fn containers(cx: &Context, flags: &Flags, pod: &Value) -> Result<Vec<String>> {
     let asked = flags.container.clone().or_else(|| flags.names.get(1).cloned());
     if let Some(asked) = asked {
         if ![&init, &main, &debug].iter().any(|list| list.contains(&asked)) {
-            bail!("container {asked} is not valid for pod {pod_name}");
+            bail!("container {asked} is not valid for pod {pod_name} out of: {}", listed(&init, &main, &debug));
         }
         return Ok(vec![asked]);
     }
@@ -253,12 +262,16 @@ fn containers(cx: &Context, flags: &Flags, pod: &Value) -> Result<Vec<String>> {
     }
     let Some(first) = main.first() else { bail!("pod {pod_name} has no containers") };
     if main.len() + init.len() + debug.len() > 1 {
-        let init = init.iter().map(|name| format!("{name} (init)"));
-        let debug = debug.iter().map(|name| format!("{name} (ephem)"));
-        let all: Vec<String> = main.iter().cloned().chain(init).chain(debug).collect();
-        cx.note(&format!("Defaulted container {first:?} out of: {}", all.join(", ")));
+        cx.note(&format!("Defaulted container {first:?} out of: {}", listed(&init, &main, &debug)));
     }
     Ok(vec![first.clone()])
+}
+
+/// All containers of a pod, the main ones first.
+fn listed(init: &[String], main: &[String], debug: &[String]) -> String {
+    let init = init.iter().map(|name| format!("{name} (init)"));
+    let debug = debug.iter().map(|name| format!("{name} (ephem)"));
+    main.iter().cloned().chain(init).chain(debug).collect::<Vec<_>>().join(", ")
 }
 
 /// Prints a log as it comes, a whole line at a time if lines carry a head.

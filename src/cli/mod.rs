@@ -11,6 +11,8 @@ mod config;
 mod create;
 mod delete;
 mod describe;
+mod diff;
+mod drain;
 mod edit;
 mod errors;
 mod events;
@@ -69,8 +71,39 @@ impl Context {
     fn flags<F: FromArgs>(&self) -> Result<F> {
         F::from_args(&["edgectl", self.verb.name], &self.line.argh()).map_err(|exit| {
             let text = exit.output.trim().trim_start_matches("Error: ").to_owned();
-            anyhow!("{}\nSee 'edgectl {} --help' for usage.", text, self.verb.name)
+            if let Some(word) = text.strip_prefix("Unrecognized argument: ") {
+                return anyhow!("Unexpected args: [{word}]\nSee 'edgectl {} -h' for help and examples", self.verb.name);
+            }
+            let quoted: Vec<&str> = text.split('\'').collect();
+            match quoted.as_slice() {
+                ["Error parsing option ", flag, " with value ", value, ..] => {
+                    let value = value.to_owned();
+                    self.wrong_value(flag, value, &format!("strconv.ParseInt: parsing {value:?}: invalid syntax"))
+                }
+                _ => anyhow!("{text}\nSee 'edgectl {} --help' for usage.", self.verb.name),
+            }
         })
+    }
+
+    /// Says that a flag (`--tail`) cannot have this value.
+    fn wrong_value(&self, flag: &str, value: &str, why: &str) -> anyhow::Error {
+        let info = (self.verb.info)();
+        let known = info.flags.iter().find(|known| known.long == flag);
+        let shown = known.map_or(flag.to_owned(), args::names);
+        anyhow!("invalid argument {value:?} for {shown:?} flag: {why}\nSee 'edgectl {} --help' for usage.", self.verb.name)
+    }
+
+    /// The duration that a flag gives.
+    fn duration(&self, flag: &str, value: &str) -> Result<Duration> {
+        duration(value).map_err(|error| self.wrong_value(flag, value, &error.to_string()))
+    }
+
+    /// How long one answer may take, if `--request-timeout` says so.
+    fn request_timeout(&self) -> Result<Option<Duration>> {
+        const WRONG: &str = "Invalid timeout value. Timeout must be a single integer in seconds, or an integer followed by a corresponding \
+            time unit (e.g. 1s | 2m | 3h)";
+        let Some(text) = self.global.request_timeout.as_deref() else { return Ok(None) };
+        Ok(Some(duration(text).map_err(|_| anyhow!(WRONG))?).filter(|timeout| !timeout.is_zero()))
     }
 
     /// How many names stood before `--`; all of them if it was not there.
@@ -108,12 +141,8 @@ impl Context {
             return Ok(known);
         }
         let target = self.kubeconfig()?.target(&self.overrides())?;
-        let timeout = match self.global.request_timeout.as_deref() {
-            None | Some("0") => None,
-            Some(text) => Some(duration(text)?).filter(|timeout| !timeout.is_zero()),
-        };
         let manner = Manner {
-            timeout,
+            timeout: self.request_timeout()?,
             impersonate_user: self.global.r#as.clone(),
             impersonate_groups: self.global.as_group.clone(),
             impersonate_uid: self.global.as_uid.clone(),
@@ -214,6 +243,7 @@ fn dispatch(words: &[String]) -> Answer {
     match first.as_str() {
         "help" => return help(&rough.positionals[1..]),
         "options" => {
+            args::split(words, &[], false).map_err(|error| anyhow!("{error}\nRun 'edgectl options' without flags."))?;
             print_all("The following options can be passed to any command:\n\n");
             print_all(&Global::get_args_info().flags.iter().filter(|flag| flag.long != "--help").map(args::flag_help).collect::<String>());
             return Ok(0);
@@ -257,18 +287,28 @@ fn find(words: &[String], first: &str) -> Result<&'static Verb> {
     if family.is_empty() {
         let near = text::likely(first, verbs().map(|verb| verb.name.split(' ').next().unwrap_or(verb.name)));
         match near {
-            Some(near) => bail!("unknown command {first:?} for \"edgectl\"\n\nDid you mean this?\n\t{near}\n"),
+            Some(near) => bail!("unknown command {first:?} for \"edgectl\"\n\nDid you mean this?\n\t{near}"),
             None => bail!("unknown command {first:?} for \"edgectl\"\nRun 'edgectl help' for usage."),
         }
     }
     family.sort_by_key(|verb| std::cmp::Reverse(verb.name.split(' ').count()));
+    let mut mistake = None;
     for verb in &family {
         // Read with the verb's own flags, so that none of their values is taken for a word of its name.
-        let line = args::split(words, (verb.info)().flags, true)?;
+        let line = match args::split(words, (verb.info)().flags, true) {
+            Ok(line) => line,
+            Err(error) => {
+                mistake = Some(anyhow!("{error}\nSee 'edgectl {} --help' for usage.", verb.name));
+                continue;
+            }
+        };
         let words = verb.name.split(' ').count();
         if verb.name.split(' ').zip(&line.positionals).filter(|(word, typed)| is_called(word, typed)).count() == words {
             return Ok(verb);
         }
+    }
+    if let Some(mistake) = mistake {
+        return Err(mistake);
     }
     let rough = args::split(words, &[], true)?;
     let typed: Vec<&str> = rough.positionals.iter().map(String::as_str).collect();
@@ -277,17 +317,17 @@ fn find(words: &[String], first: &str) -> Result<&'static Verb> {
     let parent = typed[..depth].join(" ");
     let Some(next) = typed.get(depth).filter(|_| !rough.help) else {
         print_all(&below(&parent));
-        std::process::exit(i32::from(!rough.help));
+        std::process::exit(0);
     };
     let names = verbs().filter_map(|verb| verb.name.strip_prefix(&parent)?.strip_prefix(' ')?.split(' ').next());
     match text::likely(next, names) {
         Some(near) => bail!("unknown command \"{parent} {next}\", did you mean \"{parent} {near}\"?"),
-        None => bail!("unknown command \"{parent} {next}\"\nSee 'edgectl {parent} --help' for usage."),
+        None => bail!("unknown command {next:?}\nSee 'edgectl {parent} -h' for help and examples"),
     }
 }
 
 /// The short names that words of verbs have.
-const SHORT: [(&str, &str); 9] = [
+const SHORT: [(&str, &str); 10] = [
     ("deployment", "deploy"),
     ("namespace", "ns"),
     ("serviceaccount", "sa"),
@@ -297,6 +337,7 @@ const SHORT: [(&str, &str); 9] = [
     ("priorityclass", "pc"),
     ("service", "svc"),
     ("quota", "resourcequota"),
+    ("ingress", "ing"),
 ];
 
 fn is_called(word: &str, typed: &str) -> bool {

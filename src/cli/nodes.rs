@@ -39,11 +39,18 @@ pub async fn uncordon(cx: &Context, flags: CordonFlags) -> Result<u8> {
 
 async fn mark(cx: &Context, flags: CordonFlags, closed: bool) -> Result<u8> {
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
-    let word = if closed { "cordoned" } else { "uncordoned" };
     if flags.names.is_empty() && flags.selector.is_empty() {
         bail!("USAGE: {} NODE [flags]\nSee 'edgectl {} -h' for help and examples", cx.verb.name, cx.verb.name);
     }
-    for found in nodes(cx, &flags.names, &flags.selector, false).await? {
+    mark_nodes(cx, &flags.names, &flags.selector, closed, dry_run).await?;
+    Ok(0)
+}
+
+/// Closes the nodes to new pods, or opens them; answers which they are.
+pub async fn mark_nodes(cx: &Context, names: &[String], selector: &str, closed: bool, dry_run: DryRun) -> Result<Vec<Found>> {
+    let word = if closed { "cordoned" } else { "uncordoned" };
+    let nodes = nodes(cx, names, selector, false).await?;
+    for found in &nodes {
         let is_closed = found.object["spec"]["unschedulable"] == true;
         if is_closed == closed {
             cx.print(&output::done(&found.resource, &found.name, &format!("already {word}"), dry_run))?;
@@ -56,7 +63,7 @@ async fn mark(cx: &Context, flags: CordonFlags, closed: bool) -> Result<u8> {
         }
         cx.print(&output::done(&found.resource, &found.name, word, dry_run))?;
     }
-    Ok(0)
+    Ok(nodes)
 }
 
 async fn nodes(cx: &Context, names: &[String], selector: &str, all: bool) -> Result<Vec<Found>> {
@@ -108,7 +115,7 @@ impl Changes {
             let Some((left, effect)) = word.rsplit_once(':') else { bail!("invalid taint spec: {word}") };
             let (key, value) = left.split_once('=').unwrap_or((left, ""));
             if !matches!(effect, "NoSchedule" | "PreferNoSchedule" | "NoExecute") {
-                bail!("invalid taint effect: {effect}, unsupported taint effect");
+                bail!("invalid taint effect: {effect}, unsupported taint effect\nSee 'edgectl taint -h' for help and examples");
             }
             let mut taint = json!({"key": key, "effect": effect});
             if !value.is_empty() {

@@ -32,7 +32,7 @@ impl Form {
         let needed = |what: &str| -> Result<&str> {
             match argument.filter(|argument| !argument.is_empty()) {
                 Some(argument) => Ok(argument),
-                None => bail!("{what} format specified but no {what} given"),
+                None => bail!("{} format specified but no {what} given", what.replace(' ', "-")),
             }
         };
         let file = || -> Result<String> {
@@ -48,10 +48,14 @@ impl Form {
             "jsonpath" => Self::JsonPath(template_of(needed("template")?)?),
             "jsonpath-file" => Self::JsonPath(template_of(file()?.as_str())?),
             "jsonpath-as-json" => Self::JsonPathAsJson(template_of(needed("template")?)?),
-            "custom-columns" => Self::Columns(Columns::parse(needed("custom-columns")?)?),
+            "custom-columns" => Self::Columns(Columns::parse(needed("custom columns")?)?),
             "custom-columns-file" => Self::Columns(Columns::parse_file(&file()?)?),
             "go-template" | "go-template-file" | "template" | "templatefile" | "kyaml" => {
-                bail!("-o {form} is not supported; jsonpath=TEMPLATE, custom-columns=SPEC, json and yaml are")
+                bail!(
+                    "-o {form} is not supported, for there are no Go templates here; -o jsonpath does what most of them do: \
+                        {{{{range .items}}}}{{{{.metadata.name}}}}{{{{\"\\n\"}}}}{{{{end}}}} is \
+                        -o jsonpath='{{range .items[*]}}{{.metadata.name}}{{\"\\n\"}}{{end}}'"
+                )
             }
             other => bail!("unable to match a printer suitable for the output format {other:?}, allowed formats are: {ALLOWED}"),
         })
@@ -119,12 +123,16 @@ pub fn name(object: &Value) -> String {
 
 /// `deployment.apps/web created`, with what a dry run adds.
 pub fn done(resource: &Resource, name: &str, operation: &str, dry_run: DryRun) -> String {
-    let suffix = match dry_run {
+    format!("{}/{name} {operation}{}\n", resource.qualified_singular(), suffix(dry_run))
+}
+
+/// What a line says of an operation that was only tried.
+pub fn suffix(dry_run: DryRun) -> &'static str {
+    match dry_run {
         DryRun::None => "",
         DryRun::Client => " (dry run)",
         DryRun::Server => " (server dry run)",
-    };
-    format!("{}/{name} {operation}{suffix}\n", resource.qualified_singular())
+    }
 }
 
 /// `--dry-run`.

@@ -185,7 +185,7 @@ fn progress(object: &Value, revision: i64) -> Result<(String, bool)> {
                 }
             }
         }
-        other => bail!("no status viewer has been implemented for {other:?}"),
+        other => bail!("no status viewer has been implemented for {}", other),
     }
 }
 
@@ -276,8 +276,7 @@ async fn undo_one(cx: &Context, found: &Found, flags: &Flags, dry_run: DryRun) -
     let object = &found.object;
     let is_deployment = &*found.resource.kind == "Deployment";
     if object["spec"]["paused"] == true {
-        let name = &found.name;
-        bail!("you cannot rollback a paused deployment; resume it first with 'edgectl rollout resume deployment/{name}' and try again");
+        bail!("you cannot rollback a paused deployment; resume it first with 'edgectl rollout resume' and try again");
     }
     let revisions = revisions(cx, found).await?;
     let target = match flags.to_revision {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::Context;
 use super::create::{Shown, send};
 use super::generate::deployment_object;
-use super::manifest::Sources;
+use super::manifest::{Sources, file_flags};
 use super::output::{DryRun, Form};
 use super::select::{self, Wanted};
 use crate::client::{Query, Resource, refusal};
@@ -143,7 +143,7 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
 
 fn pod(name: &str, image: &str, flags: &RunFlags, command: &[String]) -> Result<Value> {
     if !matches!(flags.restart.as_str(), "Always" | "OnFailure" | "Never") {
-        bail!("invalid restart policy: {}", flags.restart);
+        bail!("invalid restart policy: {}\nSee 'edgectl run -h' for help and examples", flags.restart);
     }
     let mut container = json!({"name": name, "image": image, "resources": {}});
     if let Some(port) = flags.port {
@@ -267,6 +267,88 @@ pub async fn expose(cx: &Context, flags: ExposeFlags) -> Result<u8> {
     Ok(0)
 }
 
+pub const AUTOSCALE_EXAMPLES: &str = "edgectl autoscale deployment web --min=2 --max=10 --cpu=80%";
+
+file_flags! {
+    /// let a controller set the size of a workload
+    pub struct AutoscaleFlags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// the most pods
+        #[argh(option)]
+        max: Option<i64>,
+        /// the fewest pods; -1 leaves it to the server
+        #[argh(option, default = "-1")]
+        min: i64,
+        /// the load aimed at: 80% of what is requested, or 500m for each pod
+        #[argh(option)]
+        cpu: Option<String>,
+        /// the memory aimed at: 80% of what is requested, or 200Mi for each pod
+        #[argh(option)]
+        memory: Option<String>,
+        /// name of the autoscaler; the workload's unless given
+        #[argh(option)]
+        name: Option<String>,
+        /// only show what would be created
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+        /// name that owns the fields
+        #[argh(option, default = "\"kubectl-autoscale\".to_owned()")]
+        field_manager: String,
+    }
+}
+
+pub async fn autoscale(cx: &Context, flags: AutoscaleFlags) -> Result<u8> {
+    let Some(max) = flags.max else { bail!("required flag(s) \"max\" not set") };
+    if max < 1 {
+        bail!("--max=MAXPODS is required and must be at least 1, max: {max}");
+    }
+    if max < flags.min {
+        bail!("--max=MAXPODS must be larger or equal to --min=MINPODS, max: {max}, min: {}", flags.min);
+    }
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
+    let resource: Resource = super::known("horizontalpodautoscalers").ok_or_else(|| anyhow!("no horizontalpodautoscalers"))?;
+    let metric = |(name, target): (&str, &String)| {
+        let target = match target.strip_suffix('%').map(str::parse::<u32>) {
+            Some(Ok(share)) => json!({"type": "Utilization", "averageUtilization": share}),
+            Some(Err(_)) => bail!("invalid --{name} value {target:?}: a percentage as 80% or a quantity is expected"),
+            None => json!({"type": "AverageValue", "averageValue": target}),
+        };
+        Ok(json!({"type": "Resource", "resource": {"name": name, "target": target}}))
+    };
+    let asked = [("cpu", &flags.cpu), ("memory", &flags.memory)];
+    let metrics: Vec<Value> =
+        asked.into_iter().filter_map(|(name, target)| Some((name, target.as_ref()?))).map(metric).collect::<Result<_>>()?;
+    let wanted = Wanted { names: &flags.names, sources: flags.sources(false), ..Wanted::default() };
+    let mut shown = Shown::new(cx, &form, false);
+    for found in select::objects(cx, &wanted).await? {
+        let (version, kind) = (found.resource.api_version(), &*found.resource.kind);
+        let mut spec = json!({"maxReplicas": max, "scaleTargetRef": {"apiVersion": version, "kind": kind, "name": found.name}});
+        if flags.min > 0 {
+            spec["minReplicas"] = flags.min.into();
+        }
+        if !metrics.is_empty() {
+            spec["metrics"] = json!(metrics);
+        }
+        let object = json!({
+            "apiVersion": resource.api_version(), "kind": &*resource.kind,
+            "metadata": {"name": flags.name.as_deref().unwrap_or(&found.name)}, "spec": spec,
+            "status": {"currentMetrics": null, "desiredReplicas": 0}});
+        match send(cx, &resource, &found.namespace, &object, &query, dry_run).await {
+            Ok(object) => shown.object(&resource, object, "autoscaled", dry_run)?,
+            Err(error) if refusal(&error).is_some() => cx.fail(&error),
+            Err(error) => return Err(error),
+        }
+    }
+    shown.end()?;
+    Ok(0)
+}
+
 /// The Service for an object.
 fn service(object: &Value, flags: &ExposeFlags) -> Result<Value> {
     let kind = object["kind"].as_str().unwrap_or_default();
@@ -310,7 +392,7 @@ fn service(object: &Value, flags: &ExposeFlags) -> Result<Value> {
         }
     }
     if asked.is_empty() && flags.cluster_ip.as_deref() != Some("None") {
-        bail!("couldn't find port via --port flag or introspection\nSee 'edgectl expose -h' for help and examples");
+        bail!("couldn't find port via --port flag or introspection");
     }
     let several = asked.len() > 1;
     let mut ports = vec![];

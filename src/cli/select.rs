@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Context;
 use super::manifest::{self, Document, Sources};
 use crate::client::discovery::Unknown;
-use crate::client::{Query, Resource, refusal};
+use crate::client::{Query, Refusal, Resource, is_not_found, refusal};
 
 /// What the command line says of the objects.
 #[derive(Debug, Default, Clone)]
@@ -93,12 +93,15 @@ pub async fn picks(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Pick>> {
     if first.contains('/') {
         let mut picks = vec![];
         for word in wanted.names {
-            let Some((kind, name)) = word.split_once('/').filter(|(kind, name)| !kind.is_empty() && !name.is_empty()) else {
+            let Some((kind, name)) = word.split_once('/') else {
                 bail!(
                     "there is no need to specify a resource type as a separate argument when passing arguments in resource/name form \
                         (e.g. 'edgectl get resource/<resource_name>' instead of 'edgectl get resource resource/<resource_name>'"
                 );
             };
+            if kind.is_empty() || name.is_empty() {
+                bail!("arguments in resource/name form must have a single resource and name");
+            }
             if name.contains('/') {
                 bail!("arguments in resource/name form may not have more than one slash");
             }
@@ -213,7 +216,8 @@ pub async fn objects(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Found>> {
                 Err(error) => return Err(error),
             },
             Pick::List { resource, .. } => {
-                let mut list = cx.client()?.list(&path, &query).await?;
+                let list = cx.client()?.list(&path, &query).await;
+                let mut list = list.map_err(|error| unlisted(error, &resource, wanted.selector, wanted.field_selector))?;
                 for object in list["items"].as_array_mut().map(std::mem::take).unwrap_or_default() {
                     let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
                     found.push(Found { resource: resource.clone(), namespace: text("namespace"), name: text("name"), object });
@@ -222,6 +226,34 @@ pub async fn objects(cx: &Context, wanted: &Wanted<'_>) -> Result<Vec<Found>> {
         }
     }
     Ok(found)
+}
+
+/// Says of a list that was refused what was asked for.
+pub fn unlisted(error: anyhow::Error, resource: &Resource, selector: &str, fields: &str) -> anyhow::Error {
+    let Some(refusal) = refusal(&error).filter(|refusal| matches!(refusal.reason.as_str(), "BadRequest" | "NotFound")) else {
+        return error;
+    };
+    let which = match (selector, fields) {
+        ("", "") => return error,
+        _ => format!("that match label selector {selector:?}, field selector {fields:?}"),
+    };
+    let message =
+        format!("Unable to find \"{}/{}, Resource={}\" {which}: {}", resource.group, resource.version, resource.plural, refusal.message);
+    anyhow!(Refusal { message, ..refusal.clone() })
+}
+
+/// Says that the namespace is missing, if that is why an object is.
+pub async fn unfound(cx: &Context, error: anyhow::Error, namespace: &str) -> anyhow::Error {
+    if !is_not_found(&error) || namespace.is_empty() {
+        return error;
+    }
+    match cx.client() {
+        Ok(client) => match client.get(&format!("/api/v1/namespaces/{namespace}")).await {
+            Err(reason) if is_not_found(&reason) => reason,
+            _ => error,
+        },
+        Err(_) => error,
+    }
 }
 
 /// Says in a refusal from which manifest the object came.

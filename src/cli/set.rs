@@ -5,10 +5,12 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::{Value, json};
 
 use super::create::Shown;
+use super::generate::subjects;
 use super::manifest::file_flags;
 use super::output::{DryRun, Form};
 use super::select::{self, Found, Wanted};
 use super::{Context, three_way};
+use crate::api::quantity::Quantity;
 use crate::client::{Query, refusal};
 
 pub const IMAGE_EXAMPLES: &str = "edgectl set image deployment/web nginx=nginx:1.27
@@ -167,7 +169,11 @@ async fn taken(cx: &Context, flags: &Flags) -> Result<Vec<Value>> {
     let object = cx.client()?.get(&format!("/api/v1/namespaces/{}/{plural}/{name}", cx.namespace()?)).await?;
     let keys = object["data"].as_object().into_iter().flatten().map(|(key, _)| key);
     let variable = |key: &String| {
-        let variable = format!("{}{}", flags.prefix, key.to_uppercase().replace(['-', '.'], "_"));
+        let name_of_variable = key.to_uppercase().replace(['-', '.'], "_");
+        if name_of_variable != *key {
+            cx.note(&format!("Warning: key {key} transferred to {name_of_variable}"));
+        }
+        let variable = format!("{}{name_of_variable}", flags.prefix);
         json!({"name": variable, "valueFrom": {source: {"key": key, "name": name}}})
     };
     Ok(keys.map(variable).collect())
@@ -213,6 +219,9 @@ pub async fn resources(cx: &Context, flags: Flags) -> Result<u8> {
     }
     let amounts = |text: &str| -> Result<Vec<(String, String)>> {
         let pair = |pair: &str| match pair.split_once('=') {
+            Some((_, amount)) if Quantity::parse(amount).is_err() => {
+                Err(anyhow!("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"))
+            }
             Some((name, amount)) => Ok((name.to_owned(), amount.to_owned())),
             None => Err(anyhow!("invalid argument syntax {pair}, expected <resource>=<value>")),
         };
@@ -249,6 +258,103 @@ pub async fn resources(cx: &Context, flags: Flags) -> Result<u8> {
     .await
 }
 
+pub async fn service_account(cx: &Context, flags: Flags) -> Result<u8> {
+    let Some((account, names)) = flags.words.split_last() else { bail!("serviceaccount is required") };
+    apply(cx, &flags, names, "serviceaccount updated", |_, spec| {
+        spec["serviceAccountName"] = account.as_str().into();
+        Ok(())
+    })
+    .await
+}
+
+/// The selector of a Service; those of workloads never change.
+pub async fn selector(cx: &Context, flags: Flags) -> Result<u8> {
+    let Some((expression, names)) = flags.words.split_last() else { bail!("one resource and one selector are required") };
+    let mut labels = serde_json::Map::new();
+    for pair in expression.split(',') {
+        let Some((key, value)) = pair.split_once('=') else { bail!("a service selects by key=value alone, not by {pair:?}") };
+        labels.insert(key.to_owned(), value.into());
+    }
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
+    let mut shown = Shown::new(cx, &form, false);
+    for found in objects(cx, &flags, names).await? {
+        if &*found.resource.kind != "Service" {
+            cx.fail(&anyhow!("setting a selector is only supported for Services"));
+            continue;
+        }
+        let mut after = found.object.clone();
+        after["spec"]["selector"] = Value::Object(labels.clone());
+        let (kind, patch) = three_way::difference(&found.resource.api_version(), &found.resource.kind, &found.object, &after);
+        if dry_run != DryRun::Client {
+            after = cx.client()?.patch(&found.path(), &query, kind, &patch).await?;
+        }
+        shown.object(&found.resource, after, "selector updated", dry_run)?;
+    }
+    shown.end()?;
+    Ok(0)
+}
+
+file_flags! {
+    /// give the role of a binding to more users, groups and service accounts
+    pub struct SubjectFlags {
+        #[argh(positional)]
+        names: Vec<String>,
+        /// a user; may be repeated
+        #[argh(option, long = "user")]
+        users: Vec<String>,
+        /// a group; may be repeated
+        #[argh(option)]
+        group: Vec<String>,
+        /// a service account, as NAMESPACE:NAME; may be repeated
+        #[argh(option)]
+        serviceaccount: Vec<String>,
+        /// all objects of the kinds, in the namespace
+        #[argh(switch)]
+        all: bool,
+        /// label selector
+        #[argh(option, short = 'l', default = "String::new()")]
+        selector: String,
+        /// only show what would be done
+        #[argh(option, arg_name = "client|server|none")]
+        dry_run: Option<String>,
+        /// output format
+        #[argh(option, short = 'o', arg_name = "format")]
+        output: Option<String>,
+    }
+}
+
+pub async fn subject(cx: &Context, flags: SubjectFlags) -> Result<u8> {
+    let subjects = subjects(&flags.users, &flags.group, &flags.serviceaccount)?;
+    if subjects.is_empty() {
+        bail!("you must specify at least one value of user, group or serviceaccount");
+    }
+    let form = Form::parse(flags.output.as_deref(), None)?;
+    let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    let query = Query::new().with("fieldManager", "kubectl-set").with("dryRun", dry_run.query());
+    let wanted =
+        Wanted { names: &flags.names, sources: flags.sources(false), selector: &flags.selector, all: flags.all, ..Wanted::default() };
+    let mut shown = Shown::new(cx, &form, false);
+    for found in select::objects(cx, &wanted).await? {
+        if !matches!(&*found.resource.kind, "RoleBinding" | "ClusterRoleBinding") {
+            cx.fail(&anyhow!("setting subjects is only supported for RoleBinding/ClusterRoleBinding"));
+            continue;
+        }
+        let mut present = found.object["subjects"].as_array().cloned().unwrap_or_default();
+        present.extend(subjects.iter().filter(|subject| !present.contains(subject)).cloned().collect::<Vec<_>>());
+        let mut after = found.object.clone();
+        after["subjects"] = present.into();
+        let (kind, patch) = three_way::difference(&found.resource.api_version(), &found.resource.kind, &found.object, &after);
+        if dry_run != DryRun::Client {
+            after = cx.client()?.patch(&found.path(), &query, kind, &patch).await?;
+        }
+        shown.object(&found.resource, after, "subjects updated", dry_run)?;
+    }
+    shown.end()?;
+    Ok(0)
+}
+
 async fn objects(cx: &Context, flags: &Flags, names: &[String]) -> Result<Vec<Found>> {
     let wanted = Wanted { names, sources: flags.sources(false), selector: &flags.selector, all: flags.all, ..Wanted::default() };
     select::objects(cx, &wanted).await
@@ -277,7 +383,7 @@ async fn apply(
             continue;
         }
         let (kind, patch) = three_way::difference(&found.resource.api_version(), &found.resource.kind, &found.object, &after);
-        if patch.as_object().is_some_and(serde_json::Map::is_empty) {
+        if patch.as_object().is_some_and(serde_json::Map::is_empty) && !operation.starts_with("serviceaccount") {
             continue;
         }
         if dry_run != DryRun::Client {

@@ -8,8 +8,8 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 
 use super::Context;
 use super::{
-    apply, auth, change, cluster, completion, config, create, delete, describe, edit, events, explain, generate, get, image, labels, logs,
-    nodes, rollout, run, set, up, wait,
+    apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, explain, generate, get, image,
+    labels, logs, nodes, rollout, run, set, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -208,6 +208,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 generate::role_binding
             ),
             verb!(
+                "create ingress",
+                "Create an ingress with the specified name",
+                "create ingress NAME --rule=host/path=service:port[,tls[=secret]]",
+                "",
+                generate::Ingress,
+                generate::ingress
+            ),
+            verb!(
                 "create quota",
                 "Create a quota with the specified name",
                 "create quota NAME [--hard=key1=value1,key2=value2]",
@@ -247,6 +255,15 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 apply::Flags,
                 apply::run
             ),
+            verb!(
+                "apply view-last-applied",
+                "View the last applied configuration of a resource",
+                "apply view-last-applied (TYPE NAME | TYPE/NAME | -f FILENAME)",
+                "",
+                apply::LastFlags,
+                apply::view_last
+            ),
+            verb!("diff", "Show what apply would change", "diff -f FILENAME", diff::EXAMPLES, diff::Flags, diff::run),
             verb!(
                 "replace",
                 "Replace a resource by file name or stdin",
@@ -325,6 +342,30 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 set::resources
             ),
             verb!(
+                "set serviceaccount",
+                "Update the service account of a resource",
+                "set serviceaccount (-f FILENAME | TYPE NAME) SERVICE_ACCOUNT",
+                "",
+                set::Flags,
+                set::service_account
+            ),
+            verb!(
+                "set selector",
+                "Set the selector on a resource",
+                "set selector (-f FILENAME | TYPE NAME) EXPRESSIONS",
+                "",
+                set::Flags,
+                set::selector
+            ),
+            verb!(
+                "set subject",
+                "Update the user, group, or service account in a role binding or cluster role binding",
+                "set subject (-f FILENAME | TYPE NAME) [--user=username] [--group=groupname] [--serviceaccount=namespace:name]",
+                "",
+                set::SubjectFlags,
+                set::subject
+            ),
+            verb!(
                 "rollout status",
                 "Show the status of the rollout",
                 "rollout status (TYPE NAME | TYPE/NAME) [flags]",
@@ -381,6 +422,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 change::scale
             ),
             verb!(
+                "autoscale",
+                "Let a controller set the size of a workload, by its load",
+                "autoscale (-f FILENAME | TYPE NAME) --max=MAX [--min=MIN] [--cpu=CPU]",
+                run::AUTOSCALE_EXAMPLES,
+                run::AutoscaleFlags,
+                run::autoscale
+            ),
+            verb!(
                 "label",
                 "Update the labels on a resource",
                 "label [--overwrite] (-f FILENAME | TYPE NAME) KEY_1=VAL_1 ... KEY_N=VAL_N [flags]",
@@ -428,6 +477,7 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
             ),
             verb!("cordon", "Mark node as unschedulable", "cordon NODE", nodes::CORDON_EXAMPLES, nodes::CordonFlags, nodes::cordon),
             verb!("uncordon", "Mark node as schedulable", "uncordon NODE", nodes::UNCORDON_EXAMPLES, nodes::CordonFlags, nodes::uncordon),
+            verb!("drain", "Drain node in preparation for maintenance", "drain NODE", drain::EXAMPLES, drain::Flags, drain::run),
             verb!(
                 "taint",
                 "Update the taints on one or more nodes",
@@ -561,6 +611,54 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 "",
                 config::Flags,
                 config::get_clusters
+            ),
+            verb!(
+                "config set",
+                "Set an individual value in a kubeconfig file",
+                "config set PROPERTY_NAME PROPERTY_VALUE",
+                "",
+                config::Flags,
+                config::set_property
+            ),
+            verb!(
+                "config unset",
+                "Unset an individual value in a kubeconfig file",
+                "config unset PROPERTY_NAME",
+                "",
+                config::Flags,
+                config::unset_property
+            ),
+            verb!(
+                "config set-cluster",
+                "Set a cluster entry in kubeconfig",
+                "config set-cluster NAME [--server=server] [--certificate-authority=path] [--insecure-skip-tls-verify=true]",
+                "",
+                config::Flags,
+                config::set_cluster
+            ),
+            verb!(
+                "config set-credentials",
+                "Set a user entry in kubeconfig",
+                "config set-credentials NAME [--client-certificate=path] [--client-key=path] [--token=token]",
+                "",
+                config::Flags,
+                config::set_credentials
+            ),
+            verb!(
+                "config delete-cluster",
+                "Delete the specified cluster from the kubeconfig",
+                "config delete-cluster NAME",
+                "",
+                config::Flags,
+                config::delete_cluster
+            ),
+            verb!(
+                "config delete-user",
+                "Delete the specified user from the kubeconfig",
+                "config delete-user NAME",
+                "",
+                config::Flags,
+                config::delete_user
             ),
             verb!("config get-users", "Display users defined in the kubeconfig", "config get-users", "", config::Flags, config::get_users),
             verb!(
