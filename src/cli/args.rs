@@ -247,7 +247,9 @@ pub fn flag_help(flag: &FlagInfo) -> String {
     let short = flag.short.map_or("    ".into(), |short| format!("-{short}, "));
     let value = match flag.kind {
         FlagInfoKind::Switch => String::new(),
-        FlagInfoKind::Option { arg_name } => format!("={}", arg_name.to_uppercase().replace("TRUE|FALSE", "true|false")),
+        // A list of values is as they are typed, anything else the name of a value.
+        FlagInfoKind::Option { arg_name } if arg_name.contains('|') => format!("={arg_name}"),
+        FlagInfoKind::Option { arg_name } => format!("={}", arg_name.to_uppercase()),
     };
     format!("    {short}{}{value}:\n        {}\n", flag.long, flag.description)
 }

@@ -237,6 +237,11 @@ fn dispatch(words: &[String]) -> Answer {
     let rough = args::split(words, &[], true)?;
     // A global flag's value is no verb, so the first positional of the rough reading is one.
     let Some(first) = rough.positionals.first() else {
+        if words.iter().any(|word| word == "--version") {
+            print_all(&format!("edgectl v{}\n", env!("CARGO_PKG_VERSION")));
+            return Ok(0);
+        }
+        args::split(words, &[], false).map_err(|error| anyhow!("{error}\nRun 'edgectl help' for usage."))?;
         print_all(&overview());
         return Ok(0);
     };
@@ -285,7 +290,13 @@ fn dispatch(words: &[String]) -> Answer {
 fn find(words: &[String], first: &str) -> Result<&'static Verb> {
     let mut family: Vec<&Verb> = verbs().filter(|verb| verb.name.split(' ').next() == Some(first)).collect();
     if family.is_empty() {
-        let near = text::likely(first, verbs().map(|verb| verb.name.split(' ').next().unwrap_or(verb.name)));
+        if ABSENT.contains(&first) {
+            bail!("kubectl's {first:?} is not among the commands of edgectl\nRun 'edgectl help' for what is.");
+        }
+        let near = text::likely(
+            first,
+            ["help", "options"].into_iter().chain(verbs().map(|verb| verb.name.split(' ').next().unwrap_or(verb.name))),
+        );
         match near {
             Some(near) => bail!("unknown command {first:?} for \"edgectl\"\n\nDid you mean this?\n\t{near}"),
             None => bail!("unknown command {first:?} for \"edgectl\"\nRun 'edgectl help' for usage."),
@@ -365,22 +376,35 @@ fn help(words: &[String]) -> Answer {
     bail!("unknown help topic {name:?}; 'edgectl help' lists the commands")
 }
 
+/// Words that do nothing alone, and what the verbs below them are for.
+const FAMILIES: [(&str, &str); 5] = [
+    ("set", "Set specific features on objects"),
+    ("rollout", "Manage the rollout of a resource"),
+    ("auth", "Ask what is allowed, and as whom"),
+    ("config", "Look at the kubeconfig, or change it"),
+    ("image", "Pull, list, remove, load and save images"),
+];
+
+/// What kubectl has and this program has not.
+const ABSENT: [&str; 10] = ["exec", "attach", "port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
+
 fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");
     for (title, verbs) in GROUPS {
         text += &format!("\n{title}:\n");
-        for verb in verbs.iter().filter(|verb| !verb.name.starts_with("__") && (!verb.name.contains(' ') || !has_parent(verb.name))) {
-            text += &format!("  {:<16} {}\n", verb.name, verb.about);
+        let mut last = "";
+        for verb in verbs.iter().filter(|verb| !verb.name.starts_with("__")) {
+            let word = verb.name.split(' ').next().unwrap_or(verb.name);
+            // A family of verbs stands in one line, that of its first.
+            if word != last {
+                let family = FAMILIES.iter().find(|(name, _)| *name == word).map_or(verb.about, |(_, about)| about);
+                text += &format!("  {word:<16} {family}\n");
+            }
+            last = word;
         }
     }
     text + "\nUsage:\n  edgectl [flags] [options]\n\nUse \"edgectl <command> --help\" for more information about a given command.\nUse \
         \"edgectl options\" for a list of global command-line options (applies to all commands).\n"
-}
-
-/// The verb stands below one that is listed itself.
-fn has_parent(name: &str) -> bool {
-    let first = name.split(' ').next();
-    verbs().any(|verb| Some(verb.name) == first)
 }
 
 /// What there is below a verb of several words.
