@@ -13,7 +13,7 @@ use crate::lab::{Lab, text, wait_until};
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A cluster with busybox on its node.
-fn cluster(topic: &str) -> Lab {
+pub fn cluster(topic: &str) -> Lab {
     let lab = Lab::new(topic);
     lab.up();
     let layouts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/test-images");
