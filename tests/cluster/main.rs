@@ -7,3 +7,4 @@ mod lab;
 mod pods;
 mod pull;
 mod up;
+mod verbs;
