@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
 use argh::{ArgsInfo, FromArgs};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::Value;
 use serde_yaml::{Mapping, Value as Yaml};
 
@@ -27,6 +29,9 @@ pub struct Flags {
     /// show keys and tokens (view)
     #[argh(switch)]
     raw: bool,
+    /// keep the content of the files instead of their names (set-cluster, set-credentials)
+    #[argh(switch)]
+    embed_certs: bool,
     /// the current context (set-context)
     #[argh(switch)]
     current: bool,
@@ -108,7 +113,6 @@ pub async fn view(cx: &Context, flags: Flags) -> Result<u8> {
 }
 
 fn flatten(object: &mut Value) -> Result<()> {
-    use base64::Engine;
     for (list, field, keys) in
         [("clusters", "cluster", &["certificate-authority"][..]), ("users", "user", &["client-certificate", "client-key"][..])]
     {
@@ -116,7 +120,7 @@ fn flatten(object: &mut Value) -> Result<()> {
             for key in keys {
                 let Some(path) = entry[field][key].as_str().map(str::to_owned) else { continue };
                 let content = std::fs::read(&path).map_err(|error| anyhow!("read {path}: {error}"))?;
-                entry[field][format!("{key}-data")] = base64::engine::general_purpose::STANDARD.encode(content).into();
+                entry[field][format!("{key}-data")] = BASE64.encode(content).into();
                 if let Some(fields) = entry[field].as_object_mut() {
                     fields.remove(*key);
                 }
@@ -238,7 +242,7 @@ pub async fn set_cluster(cx: &Context, flags: Flags) -> Result<u8> {
     values.push(("certificate-authority", cx.global.certificate_authority.as_deref()));
     let insecure = cx.global.insecure_skip_tls_verify.then(|| ("insecure-skip-tls-verify", Yaml::Bool(true)));
     let values = values.into_iter().filter_map(|(key, value)| Some((key, Yaml::from(value?)))).chain(insecure);
-    set(cx, "clusters", name, values.collect())?;
+    set(cx, "clusters", name, embedded(&flags, values)?)?;
     cx.println(&format!("Cluster {name:?} set."))?;
     Ok(0)
 }
@@ -247,17 +251,35 @@ pub async fn set_credentials(cx: &Context, flags: Flags) -> Result<u8> {
     let name = one_name(&flags, "set-credentials NAME")?;
     let global = &cx.global;
     let values = [("token", &global.token), ("client-certificate", &global.client_certificate), ("client-key", &global.client_key)];
-    set(cx, "users", name, values.into_iter().filter_map(|(key, value)| Some((key, Yaml::from(value.as_deref()?)))).collect())?;
+    let values = values.into_iter().filter_map(|(key, value)| Some((key, Yaml::from(value.as_deref()?))));
+    set(cx, "users", name, embedded(&flags, values)?)?;
     cx.println(&format!("User {name:?} set."))?;
     Ok(0)
 }
 
+/// With `--embed-certs` the content of certificates and keys in place of their names.
+fn embedded<'a>(flags: &Flags, values: impl Iterator<Item = (&'a str, Yaml)>) -> Result<Vec<(String, Yaml)>> {
+    let embed = |(key, value): (&str, Yaml)| match value.as_str() {
+        Some(path) if matches!(key, "certificate-authority" | "client-certificate" | "client-key") => {
+            if !flags.embed_certs {
+                // In the kubeconfig a name is taken from where that file is, here from where the user is.
+                let path = std::path::absolute(path).map_err(|error| anyhow!("find {path}: {error}"))?;
+                return Ok((key.to_owned(), Yaml::from(path.to_string_lossy().as_ref())));
+            }
+            let content = std::fs::read(path).map_err(|error| anyhow!("could not read {key} data from {path}: {error}"))?;
+            Ok((format!("{key}-data"), Yaml::from(BASE64.encode(content))))
+        }
+        _ => Ok((key.to_owned(), value)),
+    };
+    values.map(embed).collect()
+}
+
 /// Sets fields of an entry, which is made if it is not there.
-fn set(cx: &Context, list: &str, name: &str, values: Vec<(&str, Yaml)>) -> Result<()> {
+fn set(cx: &Context, list: &str, name: &str, values: Vec<(String, Yaml)>) -> Result<()> {
     let known = cx.kubeconfig()?.entries(list).find(|(known, _)| *known == name).map(|(_, entry)| entry.clone());
     let mut entry = known.unwrap_or_else(|| Yaml::Mapping(Mapping::new()));
     for (key, value) in values {
-        entry[key] = value;
+        entry[key.as_str()] = value;
     }
     kubeconfig::edit(&file_of(cx, list, name)?, |config| {
         kubeconfig::set_entry(config, list, name, entry);
@@ -303,7 +325,7 @@ pub async fn set_property(cx: &Context, flags: Flags) -> Result<u8> {
             config.insert(path.as_str().into(), value);
             Ok(())
         })?,
-        Some(Place { list, name, key: Some(key), .. }) => set(cx, list, &name, vec![(&key, value)])?,
+        Some(Place { list, name, key: Some(key), .. }) => set(cx, list, &name, vec![(key, value)])?,
         _ => bail!("unable to set {path:?}: only current-context and the fields of clusters, contexts and users can be set"),
     }
     cx.println(&format!("Property {path:?} set."))?;

@@ -43,6 +43,9 @@ file_flags! {
         /// name that owns the fields
         #[argh(option)]
         field_manager: Option<String>,
+        /// show the values of secrets too
+        #[argh(switch)]
+        show_secrets: bool,
         /// compare managedFields too
         #[argh(switch)]
         show_managed_fields: bool,
@@ -90,7 +93,7 @@ async fn compare(cx: &Context, flags: &Flags) -> Result<u8> {
         if !flags.show_managed_fields {
             before.iter_mut().chain([&mut after]).for_each(output::without_managed_fields);
         }
-        if &*resource.kind == "Secret" && resource.group.is_empty() {
+        if &*resource.kind == "Secret" && resource.group.is_empty() && !flags.show_secrets {
             mask(&mut before, &mut after);
         }
         let version = resource.api_version().replace('/', ".");

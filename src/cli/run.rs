@@ -58,6 +58,9 @@ pub struct RunFlags {
     /// what to make, as deployment/apps.v1; a pod if not given
     #[argh(option)]
     generator: Option<String>,
+    /// JSON that is merged into the object before it is sent
+    #[argh(option)]
+    overrides: Option<String>,
     /// keep standard input open
     #[argh(switch, short = 'i')]
     stdin: bool,
@@ -115,6 +118,10 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
         for (key, value) in pairs(annotation)? {
             object["metadata"]["annotations"][key] = value;
         }
+    }
+    if let Some(overrides) = &flags.overrides {
+        let overrides: Value = serde_json::from_str(overrides).map_err(|error| anyhow!("Invalid JSON Patch: {error}"))?;
+        json_patch::merge(&mut object, &overrides);
     }
     let mut made = vec![object];
     if flags.expose {

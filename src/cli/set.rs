@@ -46,6 +46,12 @@ file_flags! {
         /// take variables from configmap/NAME or secret/NAME (env)
         #[argh(option)]
         from: Option<String>,
+        /// the keys that are taken, parted by commas; all unless given (env)
+        #[argh(option)]
+        keys: Option<String>,
+        /// a variable, as KEY=VALUE; may be repeated (env)
+        #[argh(option, short = 'e')]
+        env: Vec<String>,
         /// what stands before the names of the variables taken (env)
         #[argh(option, default = "String::new()")]
         prefix: String,
@@ -118,7 +124,7 @@ pub async fn env(cx: &Context, flags: Flags) -> Result<u8> {
     let start = flags.words.iter().position(is_change).unwrap_or(flags.words.len());
     let (names, changes) = flags.words.split_at(start);
     let mut variables = taken(cx, &flags).await?;
-    for change in changes.iter().filter_map(|change| change.split_once('=')) {
+    for change in flags.env.iter().chain(changes).filter_map(|change| change.split_once('=')) {
         variables.push(json!({"name": change.0, "value": change.1}));
     }
     let removed: Vec<&str> = changes.iter().filter(|change| !change.contains('=')).filter_map(|change| change.strip_suffix('-')).collect();
@@ -167,7 +173,9 @@ async fn taken(cx: &Context, flags: &Flags) -> Result<Vec<Value>> {
         _ => bail!("--from must be configmap/NAME or secret/NAME"),
     };
     let object = cx.client()?.get(&format!("/api/v1/namespaces/{}/{plural}/{name}", cx.namespace()?)).await?;
+    let chosen: Option<Vec<&str>> = flags.keys.as_deref().map(|keys| keys.split(',').collect());
     let keys = object["data"].as_object().into_iter().flatten().map(|(key, _)| key);
+    let keys = keys.filter(|key| chosen.as_ref().is_none_or(|chosen| chosen.contains(&key.as_str())));
     let variable = |key: &String| {
         let name_of_variable = key.to_uppercase().replace(['-', '.'], "_");
         if name_of_variable != *key {
