@@ -203,6 +203,7 @@ const FILES: &[(&str, &str)] = &[
     ("columns", "NAME WHERE\n.metadata.name .metadata.namespace\n"),
     ("template", "{range .items[*]}{.metadata.name}{\"\\n\"}{end}"),
     ("gotemplate", "{{range .items}}{{.metadata.name}}{{\"\\n\"}}{{end}}"),
+    ("secret.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: c, labels: {set: one}}\nstringData: {c: '4', d: '5'}\n"),
     ("env", "# colours\nRED=1\n\nBLUE=two words\nNONE=\n"),
     ("patch.yaml", "data:\n  patched: 'yes'\n"),
     ("text", "one\ntwo\n"),
@@ -578,6 +579,7 @@ const WRITING: &[&str] = &[
     "run p",
     "run p --image=busybox --restart=nosuch",
     "run p --image=busybox --env=A",
+    "run p --image=busybox --dry-run=client -o yaml --overrides='{\"spec\":{\"nodeName\":\"a\",\"restartPolicy\":null}}'",
     // Made for good.
     "create deployment web --image=nginx --replicas=2",
     "create deployment web --image=nginx",
@@ -631,6 +633,9 @@ const WRITING: &[&str] = &[
     "apply -f page.yaml -o yaml",
     "apply -f set",
     "apply -R -f set",
+    "diff -f set/deep/c.yml",
+    "diff -f secret.yaml",
+    "diff --show-secrets -f secret.yaml",
     "apply -R -f set -l set=two",
     "apply -f set/a.yaml -f set/b.json",
     "apply -f set/a.yaml,set/b.json",
@@ -753,6 +758,9 @@ const WRITING: &[&str] = &[
     "set env deploy/web --list",
     "set env deploy/web A- -o jsonpath='{.spec.template.spec.containers[0].env}'",
     "set env deploy/web --from=cm/settings --prefix=S_",
+    "set env deploy/web --from=cm/settings --keys=nosuch",
+    "set env deploy/web -e C=3 D=4",
+    "get deploy web -o jsonpath='{.spec.template.spec.containers[0].env}'",
     "set env deploy/web --from=cm/nosuch",
     "set env deploy/web",
     "set env deploy/web A",
@@ -841,6 +849,8 @@ const WRITING: &[&str] = &[
     "config use-context edgectl",
     "config set-cluster twin --server=https://192.0.2.1:7",
     "config set-credentials me --token=x",
+    "config set-cluster twin --certificate-authority=text --embed-certs",
+    "config set-credentials me --client-key=nosuch --embed-certs=true",
     "config set clusters.twin.server https://192.0.2.1:8",
     "config view",
     "config unset users.me",
@@ -924,6 +934,18 @@ const WRITING_OTHERWISE: &[(&str, i32, &str, &str)] = &[
     ("set env deploy/web", 1, "at least one environment variable must be provided", "kubectl does nothing, silently"),
     ("set env deploy/web A", 1, "at least one environment variable must be provided", "kubectl takes the word for a resource"),
     ("rollout undo deploy/web --dry-run=client", 0, "deployment.apps/web rolled back (dry run)", "kubectl prints the pod template"),
+    (
+        "set env deploy/web --from=cm/settings --keys=nosuch",
+        1,
+        "at least one environment variable must be provided",
+        "kubectl does nothing, silently",
+    ),
+    (
+        "config set-credentials me --client-key=nosuch --embed-certs=true",
+        1,
+        "could not read client-key data from nosuch",
+        "kubectl names a system call",
+    ),
     ("rollout undo cm/page", 1, "no history viewer has been implemented for \"ConfigMap\"", "kubectl speaks of visitors"),
 ];
 
@@ -1045,5 +1067,11 @@ fn edgectl_reads_running_pods_as_kubectl_does() {
     let mut bench = Bench::new(None, lab.file("bench"), api::kubectl("sid"), &kubeconfig);
     bench.run_all(RUNNING, RUNNING_OTHERWISE);
     bench.end();
+    // What cannot be done by both, for then there is nothing left to do.
+    let said = lab.ok(&["drain", &lab.node(), "--force"]);
+    for expected in ["cordoned", "evicting pod default/two", "pod/two evicted", "drained"] {
+        assert!(said.contains(expected), "{said}");
+    }
+    assert_eq!(lab.ok(&["get", "pods", "-o", "name", "--field-selector", &format!("spec.nodeName={}", lab.node())]), "");
     lab.end();
 }
