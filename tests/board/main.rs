@@ -27,6 +27,13 @@ const AARCH64: Guest = Guest {
     qemu: &["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-device", "virtio-blk-device,drive=disk"],
 };
 
+const ARMV7: Guest = Guest {
+    architecture: "armhf",
+    kernel: "armmp",
+    console: "ttyAMA0",
+    qemu: &["qemu-system-arm", "-M", "virt,highmem=off", "-cpu", "cortex-a15", "-device", "virtio-blk-device,drive=disk"],
+};
+
 const X86_64: Guest = Guest {
     architecture: "amd64",
     kernel: "amd64",
@@ -37,6 +44,11 @@ const X86_64: Guest = Guest {
 #[test]
 fn every_case_holds_on_aarch64() {
     AARCH64.check(&cross("aarch64-unknown-linux-musl"));
+}
+
+#[test]
+fn every_case_holds_on_armv7() {
+    ARMV7.check(&cross("armv7-unknown-linux-gnueabihf"));
 }
 
 #[test]
@@ -80,7 +92,7 @@ impl Guest {
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
         command.args(["-drive", &format!("if=none,id=disk,format=raw,file={}", path("disk"))]);
         command.args(["-kernel", &path("kernel"), "-initrd", &path("initramfs")]);
-        command.args(["-append", &format!("console={} quiet panic=-1", self.console)]);
+        command.args(["-append", &format!("console={} loglevel=3 panic=-1", self.console)]);
         let mut machine = Machine(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
         let console = BufReader::new(machine.0.stdout.take().unwrap());
         let (sender, lines) = channel();
