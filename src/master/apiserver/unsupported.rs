@@ -15,8 +15,8 @@ const FIELDS: &[&str] = &[
     "runtimeClassName",
     "securityContext.appArmorProfile",
     "securityContext.seLinuxOptions",
-    "securityContext.seccompProfile.type=\"Localhost\"",
-    "securityContext.supplementalGroupsPolicy=\"Strict\"",
+    "securityContext.seccompProfile.type=Localhost",
+    "securityContext.supplementalGroupsPolicy=Strict",
 ];
 
 /// Below each container and each init container.
@@ -31,12 +31,12 @@ const CONTAINER_FIELDS: &[&str] = &[
     "restartPolicy",
     "restartPolicyRules",
     "securityContext.appArmorProfile",
-    "securityContext.procMount=\"Unmasked\"",
+    "securityContext.procMount=Unmasked",
     "securityContext.seLinuxOptions",
-    "securityContext.seccompProfile.type=\"Localhost\"",
+    "securityContext.seccompProfile.type=Localhost",
     "startupProbe",
     "volumeDevices",
-    "volumeMounts[].recursiveReadOnly=\"Enabled\"",
+    "volumeMounts[].recursiveReadOnly=Enabled",
     "volumeMounts[].subPathExpr",
 ];
 
@@ -74,7 +74,13 @@ fn find(value: &Value, path: &str, field: &str, found: &mut Vec<String>) {
     let (step, rest) = match (field.split_once('.'), field.split_once('=')) {
         (Some((step, rest)), _) => (step, rest),
         (None, Some((name, wanted))) => {
-            if value.get(name).is_some_and(|value| value.to_string() == wanted) {
+            let is_meant = match &value[name] {
+                Value::String(text) => text == wanted,
+                Value::Bool(true) => wanted == "true",
+                Value::Bool(false) => wanted == "false",
+                _ => false,
+            };
+            if is_meant {
                 found.push(format!("{path}.{name}"));
             }
             return;
