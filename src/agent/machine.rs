@@ -48,6 +48,8 @@ pub struct Record {
     pub failure: Option<(&'static str, String)>,
     /// Containers were told to end.
     pub termination_sent: bool,
+    /// The grace that the deadline of `Stopping` comes from.
+    pub grace_seconds: u64,
     /// The namespaces and cgroups exist.
     pub sandbox: bool,
 }
@@ -166,6 +168,7 @@ impl Record {
             retry: Retry::default(),
             failure: None,
             termination_sent: false,
+            grace_seconds: 0,
             sandbox: false,
         }
     }
@@ -309,11 +312,14 @@ fn stopping(pod: &Pod, record: &mut Record, deadline: Timestamp, now: Timestamp)
     if !record.any_running() {
         return advance(record, State::Stopped);
     }
-    // A second deletion may shorten the grace.
-    let deadline = match pod.metadata.deletion_grace_period_seconds {
-        Some(seconds) if pod.is_deleting() => deadline.min(grace_ends(pod, seconds).unwrap_or(deadline)),
-        _ => deadline,
+    // A second deletion may shorten the grace, counted from when it is seen: the API's instants are whole seconds of another clock.
+    let grace = grace_seconds(pod);
+    let deadline = match grace < record.grace_seconds {
+        true => deadline.min(now.plus(Duration::from_secs(grace))),
+        false => deadline,
     };
+    record.grace_seconds = grace.min(record.grace_seconds);
+    record.state = State::Stopping { deadline };
     if now >= deadline {
         return Some(Action::Kill);
     }
@@ -323,23 +329,21 @@ fn stopping(pod: &Pod, record: &mut Record, deadline: Timestamp, now: Timestamp)
     }
 }
 
-/// `deletionTimestamp` is the instant at which the grace is over.
-fn grace_ends(pod: &Pod, seconds: i64) -> Option<Timestamp> {
-    match seconds {
-        0 => Some(Timestamp::default()),
-        _ => Timestamp::parse(pod.metadata.deletion_timestamp.as_deref()?),
-    }
+/// How long containers may take to end after they were told to.
+fn grace_seconds(pod: &Pod) -> u64 {
+    let seconds = match pod.metadata.deletion_grace_period_seconds {
+        Some(seconds) if pod.is_deleting() => seconds,
+        _ => pod.spec.termination_grace_period_seconds.unwrap_or(30),
+    };
+    seconds.max(0) as u64
 }
 
 fn begin_stop(pod: &Pod, record: &mut Record, now: Timestamp) -> Option<Action> {
     if !pod.is_deleting() {
         record.failure = overdue(pod, record, now);
     }
-    let grace = match pod.metadata.deletion_grace_period_seconds {
-        Some(seconds) if pod.is_deleting() => seconds,
-        _ => pod.spec.termination_grace_period_seconds.unwrap_or(30),
-    };
-    let deadline = now.plus(Duration::from_secs(grace.max(0) as u64));
+    record.grace_seconds = grace_seconds(pod);
+    let deadline = now.plus(Duration::from_secs(record.grace_seconds));
     advance(record, State::Stopping { deadline })
 }
 
@@ -522,6 +526,20 @@ mod tests {
         assert_eq!(step(&pod, &mut record, at(15)), Action::Teardown);
         record.sandbox = false;
         assert_eq!(step(&pod, &mut record, at(15)), Action::Release);
+    }
+
+    #[test]
+    fn the_grace_is_whole_whatever_the_clock_of_the_api_says() {
+        let mut pod = pod(RestartPolicy::Always, &[], &["web"]);
+        let mut record = prepared(&pod);
+        step(&pod, &mut record, START);
+        record.running("web", "1".into(), START);
+        pod.metadata.deletion_timestamp = Some(START.to_string());
+        pod.metadata.deletion_grace_period_seconds = Some(2);
+        assert_eq!(step(&pod, &mut record, at(10)), Action::Terminate);
+        record.termination_sent = true;
+        assert_eq!(step(&pod, &mut record, at(11)), Action::Wait(Some(at(12))));
+        assert_eq!(step(&pod, &mut record, at(12)), Action::Kill);
     }
 
     #[test]
