@@ -234,6 +234,8 @@ impl Worker {
     async fn follow_sources(&mut self) {
         let pod = self.pod();
         if self.shown.is_none() || pod.is_deleting() {
+            // Nobody needs a fresh token any more, and an instant in the past would wake the worker again and again.
+            self.refresh = None;
             return;
         }
         if let Err(error) = self.fill_volumes(&pod).await {
