@@ -738,7 +738,10 @@ impl Worker {
         match self.try_teardown(pod).await {
             Ok(()) => {
                 self.record.sandbox = false;
-                self.pod_ip.clear();
+                // The node's own goes to nobody else.
+                if !pod.spec.host_network {
+                    self.pod_ip.clear();
+                }
             }
             Err(error) => {
                 self.record.retry.fail(Timestamp::now());
