@@ -4,7 +4,9 @@
 mod api;
 mod crash;
 mod lab;
+mod node;
 mod pods;
 mod pull;
 mod up;
 mod verbs;
+mod volumes;

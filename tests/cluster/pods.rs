@@ -28,18 +28,18 @@ pub fn cluster(topic: &str) -> Lab {
     lab
 }
 
-fn apply(lab: &Lab, manifest: &str) {
+pub fn apply(lab: &Lab, manifest: &str) {
     let file = lab.file("manifest.yaml");
     std::fs::write(&file, manifest).unwrap();
     lab.ok(&["apply", "-f", &file.to_string_lossy()]);
 }
 
-fn pod(lab: &Lab, name: &str) -> Value {
+pub fn pod(lab: &Lab, name: &str) -> Value {
     serde_json::from_str(&lab.ok(&["get", "pod", name, "-o", "json"])).unwrap()
 }
 
 /// Waits until the pod is as it should be; answers it.
-fn wait(lab: &Lab, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub fn wait(lab: &Lab, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     let started = Instant::now();
     loop {
         let pod = pod(lab, name);
@@ -51,7 +51,7 @@ fn wait(lab: &Lab, name: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Va
     }
 }
 
-fn phase(pod: &Value) -> &str {
+pub fn phase(pod: &Value) -> &str {
     pod["status"]["phase"].as_str().unwrap_or_default()
 }
 
