@@ -1,6 +1,7 @@
 //! From a container of a pod to what the runtime starts: command, user, mounts, capabilities, limits. Pure but for the
 //! look into the image's user database. It starts nothing. <https://kubernetes.io/docs/tasks/configure-pod-container/security-context/>
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
@@ -11,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use super::environment::expand;
 use super::resources;
 use super::volumes::{Content, Folders};
-use crate::api::pod::{Container, Pod};
+use crate::api::pod::{Container, Pod, VolumeMount};
 use crate::image::{Config, Image};
 use crate::runtime::spec::{DefaultContainer, Mount, NamespaceKind, Spec, User, default_container};
 
@@ -85,8 +86,7 @@ pub fn spec(pod: &Pod, container: &Container, around: &Surroundings) -> Result<S
 /// `command` stands for the image's entry point and its arguments, `args` for the arguments only.
 /// <https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument-container/>
 fn args(container: &Container, config: &Config, environment: &[String]) -> Result<Vec<String>, String> {
-    let lookup = |name: &str| environment.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='));
-    let expanded = |words: &[String]| words.iter().map(|word| expand(word, lookup)).collect::<Vec<_>>();
+    let expanded = |words: &[String]| words.iter().map(|word| expand(word, |name| variable(environment, name))).collect::<Vec<_>>();
     let args = match (container.command.is_empty(), container.args.is_empty()) {
         (true, true) => [config.entrypoint.clone(), config.cmd.clone()].concat(),
         (true, false) => [config.entrypoint.clone(), expanded(&container.args)].concat(),
@@ -96,6 +96,26 @@ fn args(container: &Container, config: &Config, environment: &[String]) -> Resul
         true => Err(format!("no command specified: neither container {:?} nor its image says what to run", container.name)),
         false => Ok(args),
     }
+}
+
+fn variable<'a>(environment: &'a [String], name: &str) -> Option<&'a str> {
+    environment.iter().find_map(|variable| variable.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// `subPath`, or what `subPathExpr` comes to.
+fn sub_path(wanted: &VolumeMount, environment: &[String]) -> Result<Option<PathBuf>, String> {
+    let missing = RefCell::new(Vec::new());
+    let lookup = |name: &str| {
+        variable(environment, name).or_else(|| {
+            missing.borrow_mut().push(name.to_owned());
+            None
+        })
+    };
+    let path = if wanted.sub_path_expr.is_empty() { wanted.sub_path.clone() } else { expand(&wanted.sub_path_expr, lookup) };
+    if let Some(name) = missing.into_inner().first() {
+        return Err(format!("subPathExpr {:?}: missing value for {name:?}", wanted.sub_path_expr));
+    }
+    Ok((!path.is_empty()).then(|| path.into()))
 }
 
 fn mounts(container: &Container, around: &Surroundings) -> Result<Vec<Mount>, String> {
@@ -117,7 +137,7 @@ fn mounts(container: &Container, around: &Surroundings) -> Result<Vec<Mount>, St
         let read_only = wanted.read_only || matches!(content, Content::Files(_));
         let mut mount = bind(wanted.mount_path.as_str().into(), &volume, read_only);
         // The runtime looks it up when it mounts: containers that run already may change the volume until then.
-        mount.sub_path = Some(wanted.sub_path.as_str()).filter(|path| !path.is_empty()).map(PathBuf::from);
+        mount.sub_path = sub_path(wanted, &around.environment)?;
         mount.options.push(
             match wanted.mount_propagation.as_str() {
                 "HostToContainer" => "rslave",
@@ -252,6 +272,21 @@ mod tests {
         assert_eq!(gid_of_user(PASSWD, 33), Some(33));
         assert_eq!(find_group(GROUP, "extra"), Some(44));
         assert_eq!(groups_of(GROUP, "web"), [33, 44]);
+    }
+
+    #[test]
+    fn a_sub_path_may_be_made_of_variables_that_are_set() {
+        let environment = ["NAME=web-1".to_owned(), "EMPTY=".to_owned()];
+        for (plain, expression, path) in [
+            ("", "", Ok(None)),
+            ("$(NAME)", "", Ok(Some("$(NAME)".into()))),
+            ("", "logs/$(NAME)", Ok(Some("logs/web-1".into()))),
+            ("", "$(EMPTY)", Ok(None)),
+            ("", "logs/$(OTHER)", Err("subPathExpr \"logs/$(OTHER)\": missing value for \"OTHER\"".to_owned())),
+        ] {
+            let wanted = VolumeMount { sub_path: plain.into(), sub_path_expr: expression.into(), ..VolumeMount::default() };
+            assert_eq!(sub_path(&wanted, &environment), path, "{plain} {expression}");
+        }
     }
 
     #[test]

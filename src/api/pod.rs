@@ -193,6 +193,7 @@ pub struct VolumeMount {
     pub name: String,
     pub mount_path: String,
     pub sub_path: String,
+    pub sub_path_expr: String,
     pub read_only: bool,
     pub mount_propagation: String,
 }

@@ -37,7 +37,6 @@ const CONTAINER_FIELDS: &[&str] = &[
     "startupProbe",
     "volumeDevices",
     "volumeMounts[].recursiveReadOnly=Enabled",
-    "volumeMounts[].subPathExpr",
 ];
 
 /// What the agent makes volumes of; a pod with any other waits for ever.
@@ -134,7 +133,7 @@ mod tests {
             "initContainers": [{"name": "i", "restartPolicy": "Always"}],
             "containers": [
                 {"name": "a"},
-                {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}, "volumeMounts": [{}, {"subPathExpr": "$(NAME)"}],
+                {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}, "volumeMounts": [{}, {"recursiveReadOnly": "Enabled"}],
                     "securityContext": {"seccompProfile": {"type": "Localhost"}}},
             ],
             "volumes": [{"name": "a", "secret": {}}, {"name": "b", "persistentVolumeClaim": {"claimName": "x"}}],
@@ -144,7 +143,7 @@ mod tests {
             "initContainers[0].restartPolicy",
             "containers[1].livenessProbe",
             "containers[1].securityContext.seccompProfile.type",
-            "containers[1].volumeMounts[1].subPathExpr",
+            "containers[1].volumeMounts[1].recursiveReadOnly",
             "volumes[1].persistentVolumeClaim",
         ];
         for (group, plural, path, object) in [
