@@ -359,8 +359,8 @@ mod tests {
     #[test]
     fn queries_are_escaped_and_empty_values_left_out() {
         let query = Query::new().with("labelSelector", "app=web,tier in (a)").with("limit", 500).with("continue", "").with("limit", 5);
-        assert_eq!(query.path("/api/v1/pods"), "/api/v1/pods?labelSelector=app%3Dweb%2Ctier%20in%20%28a%29&limit=5");
-        assert_eq!(query.path("/x?a=b"), "/x?a=b&labelSelector=app%3Dweb%2Ctier%20in%20%28a%29&limit=5");
+        assert_eq!(query.path("/api/v1/pods"), "/api/v1/pods?labelSelector=app%3Dweb%2Ctier+in+%28a%29&limit=5");
+        assert_eq!(query.path("/x?a=b"), "/x?a=b&labelSelector=app%3Dweb%2Ctier+in+%28a%29&limit=5");
         assert_eq!(Query::new().path("/x"), "/x");
     }
 
