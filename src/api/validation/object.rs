@@ -43,13 +43,13 @@ fn by_kind(report: &mut Report, resource: &Resource, name: &str, object: &Node, 
                 pod::check_update(report, object, old, free);
             }
         },
-        ("", "PodTemplate") => pod::check_template(report, &object.get("template")),
+        ("", "PodTemplate") => pod::check_template(report, &object.get("template"), &[]),
         ("", "ReplicationController") => {
             report.not_negative(&object.at("spec.replicas"));
             if object.at("spec.selector").is_empty() {
                 report.required(&object.at("spec.selector"), "");
             }
-            pod::check_template(report, &object.at("spec.template"));
+            pod::check_template(report, &object.at("spec.template"), &[]);
         }
         ("apps", "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet") => workload::check(report, resource.kind, object, old),
         ("batch", "Job") => workload::job(report, object, old),

@@ -11,27 +11,28 @@ const GRACE_SECONDS: i64 = 30;
 /// Checks the spec of a Pod that is created.
 pub(super) fn check(report: &mut Report, pod: &Node) {
     let spec = pod.get("spec");
-    check_spec(report, &spec);
+    check_spec(report, &spec, &[]);
     let ephemeral = spec.get("ephemeralContainers");
     if !ephemeral.is_empty() {
         report.forbidden(&ephemeral, "cannot be set on create");
     }
 }
 
-/// Checks a template of pods: labels, annotations and spec.
-pub(super) fn check_template(report: &mut Report, template: &Node) {
+/// Checks a template of pods: labels, annotations and spec. `claims` are volumes that each pod gets beside those of the template.
+pub(super) fn check_template(report: &mut Report, template: &Node, claims: &[&str]) {
     metadata::labels(report, &template.at("metadata.labels").named(format!("{}.labels", template.path)));
     metadata::annotations(report, &template.at("metadata.annotations").named(format!("{}.annotations", template.path)));
     let spec = template.get("spec");
-    check_spec(report, &spec);
+    check_spec(report, &spec, claims);
     let ephemeral = spec.get("ephemeralContainers");
     if !ephemeral.is_empty() {
         report.forbidden(&ephemeral, "ephemeral containers not allowed in pod template");
     }
 }
 
-pub(super) fn check_spec(report: &mut Report, spec: &Node) {
-    let volumes = volume::check(report, &spec.get("volumes"));
+pub(super) fn check_spec(report: &mut Report, spec: &Node, claims: &[&str]) {
+    let mut volumes = volume::check(report, &spec.get("volumes"));
+    volumes.extend(claims);
     let host_network = spec.get("hostNetwork").bool();
     let grace_seconds = spec.get("terminationGracePeriodSeconds").int().unwrap_or(GRACE_SECONDS);
     container::check(report, spec, &Around { volumes, host_network, grace_seconds });

@@ -51,7 +51,9 @@ fn common(report: &mut Report, spec: &Node, kind: &str) {
         }
         _ => report.invalid(&labels, if kind == "StatefulSet" { "" } else { "invalid label selector" }),
     }
-    pod::check_template(report, &template);
+    // A StatefulSet's pods mount the volumes that are claimed for each of them.
+    let claims: Vec<&str> = spec.get("volumeClaimTemplates").items().map(|claim| claim.at("metadata.name").text()).collect();
+    pod::check_template(report, &template, &claims);
     let (policy, deadline) = (template.at("spec.restartPolicy"), template.at("spec.activeDeadlineSeconds"));
     if ["OnFailure", "Never"].contains(&policy.text()) {
         report.not_supported(&policy, &["Always"]);
@@ -253,7 +255,7 @@ fn job_spec(report: &mut Report, spec: &Node) {
         }
     }
     let template = spec.get("template");
-    pod::check_template(report, &template);
+    pod::check_template(report, &template, &[]);
     let policy = template.at("spec.restartPolicy");
     match policy.text() {
         "" | "Always" => report.required(&policy, "valid values: \"OnFailure\", \"Never\""),
