@@ -27,6 +27,20 @@ pub fn v3_index() -> Vec<u8> {
     write(&json!({"paths": paths}))
 }
 
+pub const V2_MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// `/openapi/v2`, a document without a path, as protobuf (google/gnostic openapiv2/OpenAPIv2.proto). kubectl asks it about what is
+/// in no document of v3, the kind `List` above all, and without any answer refuses the manifest; that it finds nothing in it is fine.
+pub fn v2() -> Vec<u8> {
+    let field = |number: u8, content: &[u8]| {
+        // One byte holds lengths of up to seven bits.
+        assert!(content.len() < 128, "a field of {} bytes", content.len());
+        [&[number << 3 | 2, content.len() as u8], content].concat()
+    };
+    let info = [field(1, b"Kubernetes"), field(2, super::VERSION.as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info)].concat()
+}
+
 /// `/openapi/v3/apis/{group}/{version}` (`/openapi/v3/api/v1` for the group ""); `None` if nothing built in belongs to it.
 pub fn v3(group: &str, version: &str) -> Option<Vec<u8>> {
     let rows: Vec<&Resource> = resources().filter(|row| row.group == group && row.version == version).collect();

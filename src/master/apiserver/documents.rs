@@ -45,6 +45,7 @@ pub fn answer(server: &Server, route: &Route, query: &Query, headers: &HeaderMap
             let list = discovery::api_resource_list(group, version).ok_or_else(Status::no_such_resource)?;
             respond::bytes(200, respond::JSON, list)
         }
+        Route::OpenApiV2 => tagged(openapi::v2(), openapi::V2_MEDIA_TYPE, headers),
         Route::OpenApiIndex => tagged(openapi::v3_index(), respond::JSON, headers),
         Route::OpenApi { group, version } => openapi_document(group, version, query)?,
         Route::IssuerConfiguration => respond::json(200, &Tokens::issuer_configuration()),

@@ -113,7 +113,11 @@ impl Server {
             if parts.method != Method::GET && parts.method != Method::HEAD {
                 return Err(Status::method_not_allowed(&verb));
             }
-            let form = form(parts, Offers::Discovery)?;
+            let form = match route {
+                // It has one form, and those who ask for it accept no other.
+                Route::OpenApiV2 => Form::Plain,
+                _ => form(parts, Offers::Discovery)?,
+            };
             return documents::answer(self, &route, &query, &parts.headers, form);
         };
         auth::require(&self.objects, &user, &Attributes::of(target, &query.field_selector))?;

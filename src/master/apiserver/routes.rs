@@ -74,6 +74,8 @@ pub enum Route {
         check: String,
     },
     Metrics,
+    /// `/openapi/v2`
+    OpenApiV2,
     /// `/openapi/v3`
     OpenApiIndex,
     /// `/openapi/v3/api/v1` and `/openapi/v3/apis/GROUP/VERSION`
@@ -113,6 +115,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, ()> {
         ["livez", ref check @ ..] => Route::Health { endpoint: Health::Livez, check: check.join("/") },
         ["readyz", ref check @ ..] => Route::Health { endpoint: Health::Readyz, check: check.join("/") },
         ["metrics"] => Route::Metrics,
+        ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },
         ["openapi", "v3", "apis", group, version] => Route::OpenApi { group: group.into(), version: version.into() },
@@ -212,7 +215,7 @@ mod tests {
             ("/apis/apps", Route::Group("apps".into())),
             ("/api/v1/", Route::Resources { group: "".into(), version: "v1".into() }),
             ("/openapi/v3/apis/apps/v1", Route::OpenApi { group: "apps".into(), version: "v1".into() }),
-            ("/openapi/v2", Route::Unknown),
+            ("/openapi/v2", Route::OpenApiV2),
             ("/readyz/store", Route::Health { endpoint: Health::Readyz, check: "store".into() }),
         ];
         for (path, expected) in cases {

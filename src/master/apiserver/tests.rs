@@ -409,7 +409,10 @@ fn documents_answer_with_what_clients_need_to_begin() {
         assert_eq!(resources["kind"], "APIResourceList");
         let response = api.send("GET", "/openapi/v3/api/v1", &[("accept-encoding", "gzip")], "").await;
         assert_eq!((response.status().as_u16(), &response.headers()["content-encoding"]), (200, &"gzip".parse().unwrap()));
-        assert_eq!(api.get("/openapi/v2").await, (404, "404 page not found\n".into()));
+        let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+        let response = api.send("GET", "/openapi/v2", &[("accept", accept)], "").await;
+        let content_type = response.headers()["content-type"].to_str().unwrap_or_default();
+        assert_eq!((response.status().as_u16(), content_type), (200, crate::api::openapi::V2_MEDIA_TYPE));
         assert_eq!(
             text(api.send("GET", "/readyz?verbose", &[], "").await).await,
             "[+]ping ok\n[+]store ok\n[+]bootstrap ok\nreadyz check passed\n"
