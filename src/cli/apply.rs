@@ -376,9 +376,7 @@ pub async fn foreseen(
     }
     let (kind, mut patch) = three_way::patch(&resource.api_version(), &resource.kind, &last.unwrap_or(Value::Null), &wanted, &live);
     drop_server_fields(&mut patch);
-    if patch.as_object().is_some_and(Map::is_empty) {
-        return Ok((Some(live.clone()), live));
-    }
+    // Asked even if nothing would change: the server may have something to say about the manifest.
     let after = client.patch(&path, &query, kind, &patch).await?;
     Ok((Some(live), after))
 }

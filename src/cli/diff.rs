@@ -103,7 +103,6 @@ async fn compare(cx: &Context, flags: &Flags) -> Result<u8> {
             live.write(&file, &before)?;
         }
     }
-    cx.show_warnings();
     show(&live.0, &merged.0)
 }
 
