@@ -3,6 +3,7 @@
 
 mod container;
 mod environment;
+mod exec;
 mod image_gc;
 mod logs;
 mod machine;
@@ -87,10 +88,9 @@ struct Node {
 /// What is known of a container for those who read its log.
 #[derive(Clone, Debug, PartialEq)]
 struct Runs {
-    /// The present run, or the latest.
+    /// The runtime's name for the present run, or the latest; empty before the first.
+    id: String,
     attempt: u32,
-    /// There was one.
-    ran: bool,
     running: bool,
     /// It ended, and the next one has not begun.
     waiting: bool,
@@ -273,7 +273,7 @@ impl Node {
         let uid = &mailbox.pod().metadata.uid;
         let runs = self.runs.borrow().get(uid).and_then(|runs| runs.get(container)).cloned();
         let waiting = || format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating");
-        let runs = runs.filter(|runs| runs.ran).ok_or_else(waiting)?;
+        let runs = runs.filter(|runs| !runs.id.is_empty()).ok_or_else(waiting)?;
         let attempt = match (previous, runs.waiting) {
             (false, _) | (true, true) => runs.attempt,
             (true, false) if runs.attempt > 0 => runs.attempt - 1,
@@ -287,9 +287,19 @@ impl Node {
         let runs = record.containers.iter().map(|(name, known)| {
             let running = record.is_running(name);
             let waiting = matches!(known.state, machine::ContainerState::Waiting { .. });
-            (name.clone(), Runs { attempt: known.restarts, ran: !known.id.is_empty(), running, waiting })
+            (name.clone(), Runs { id: known.id.clone(), attempt: known.restarts, running, waiting })
         });
         self.runs.borrow_mut().insert(pod.metadata.uid.clone(), runs.collect());
+    }
+
+    /// The pod's uid, and the runtime's name for the run of a container that goes on now.
+    fn running(&self, namespace: &str, pod: &str, container: &str) -> Result<(String, String), String> {
+        let key = (namespace.to_owned(), pod.to_owned());
+        let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
+        let uid = mailbox.pod().metadata.uid.clone();
+        let runs = self.runs.borrow().get(&uid).and_then(|runs| runs.get(container)).filter(|runs| runs.running).cloned();
+        let runs = runs.ok_or_else(|| format!("container {container} of pod {namespace}/{pod} does not run"))?;
+        Ok((uid, runs.id))
     }
 
     /// Whether this run of a container may still print something.

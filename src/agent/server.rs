@@ -11,6 +11,7 @@ use hyper::{Request, Response, StatusCode};
 use smol::Timer;
 
 use super::Node;
+use super::exec;
 use super::logs::{self, Wanted};
 use crate::base::time::Timestamp;
 use crate::wire::body::Body;
@@ -46,6 +47,7 @@ async fn answer(node: Rc<Node>, request: Request<Incoming>) -> Response<Body> {
     let parts: Vec<&str> = path.split('/').skip(1).collect();
     let answered = match parts.as_slice() {
         ["containerLogs", namespace, pod, container] => container_logs(&node, namespace, pod, container, &query),
+        ["exec", namespace, pod, container] => exec::answer(&node, [namespace, pod, container], &query, request.into_body()).await,
         _ => Err((StatusCode::NOT_FOUND, format!("this node has nothing at {path}"))),
     };
     answered.unwrap_or_else(|(code, message)| {
@@ -55,7 +57,7 @@ async fn answer(node: Rc<Node>, request: Request<Incoming>) -> Response<Body> {
     })
 }
 
-type Answered = Result<Response<Body>, (StatusCode, String)>;
+pub type Answered = Result<Response<Body>, (StatusCode, String)>;
 
 fn container_logs(node: &Rc<Node>, namespace: &str, pod: &str, container: &str, query: &str) -> Answered {
     let bad = |message: String| (StatusCode::BAD_REQUEST, message);

@@ -16,6 +16,7 @@ pub mod schema;
 pub mod selector;
 pub mod services;
 pub mod status;
+pub mod streams;
 #[cfg(test)]
 pub mod testdata;
 pub mod text;

@@ -187,16 +187,42 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
         1 | 2 => names.remove(0),
         _ => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'"),
     };
-    let (kind, name) = name.split_once('/').map_or(("pods".to_owned(), name.clone()), |(kind, name)| (kind.to_owned(), name.to_owned()));
-    let resource = cx.resolver()?.resolve(&kind).await?;
-    let object = client.get(&resource.path(&namespace, &name)).await.map_err(|error| match refusal(&error) {
+    let (pods, of_workload) = pods_of(cx, &name, &flags.pod_running_timeout).await?;
+    if flags.all_pods && of_workload {
+        return Ok((pods, true));
+    }
+    Ok((vec![first(cx, pods)?], flags.prefix))
+}
+
+/// The pod that `POD` or `TYPE/NAME` means; of a workload's, the one most likely to have something to say.
+pub async fn pod_of(cx: &Context, name: &str, running_timeout: &str) -> Result<Value> {
+    first(cx, pods_of(cx, name, running_timeout).await?.0)
+}
+
+fn first(cx: &Context, pods: Vec<Value>) -> Result<Value> {
+    let count = pods.len();
+    let pod = pods.into_iter().next().ok_or_else(|| anyhow!("there is no pod"))?;
+    if count > 1 {
+        cx.note(&format!("Found {count} pods, using pod/{}", pod["metadata"]["name"].as_str().unwrap_or_default()));
+    }
+    Ok(pod)
+}
+
+/// The pods that `POD` or `TYPE/NAME` means, at least one, and whether it is a workload's name.
+async fn pods_of(cx: &Context, name: &str, running_timeout: &str) -> Result<(Vec<Value>, bool)> {
+    let client = cx.client()?;
+    let namespace = cx.namespace()?;
+    let list_path = format!("/api/v1/namespaces/{namespace}/pods");
+    let (kind, name) = name.split_once('/').unwrap_or(("pods", name));
+    let resource = cx.resolver()?.resolve(kind).await?;
+    let object = client.get(&resource.path(&namespace, name)).await.map_err(|error| match refusal(&error) {
         Some(refusal) if refusal.reason == "NotFound" => {
             anyhow!("error: error from server (NotFound): {} in namespace {namespace:?}", refusal.message)
         }
         _ => error,
     })?;
     if &*resource.plural == "pods" {
-        return Ok((vec![object], flags.prefix));
+        return Ok((vec![object], false));
     }
     let selector = match &*resource.kind {
         "Service" | "ReplicationController" => super::table::labels_text(&object["spec"]["selector"]),
@@ -205,7 +231,7 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
     if selector.is_empty() || selector == "<none>" {
         bail!("{}/{name} selects no pods", resource.plural);
     }
-    let deadline = Instant::now() + duration(&flags.pod_running_timeout)?;
+    let deadline = Instant::now() + duration(running_timeout)?;
     loop {
         let list = client.list(&list_path, &Query::new().with("labelSelector", &selector)).await?;
         let mut pods = list["items"].as_array().cloned().unwrap_or_default();
@@ -223,14 +249,8 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
             };
             (pod["spec"]["nodeName"].is_null(), phase, !ready, pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned())
         });
-        if flags.all_pods && !pods.is_empty() {
+        if !pods.is_empty() {
             return Ok((pods, true));
-        }
-        if let Some(pod) = pods.first() {
-            if pods.len() > 1 {
-                cx.note(&format!("Found {} pods, using pod/{}", pods.len(), pod["metadata"]["name"].as_str().unwrap_or_default()));
-            }
-            return Ok((vec![pod.clone()], flags.prefix));
         }
         if Instant::now() + PAUSE > deadline {
             bail!("timed out waiting for the condition: {}/{name} has no pods", resource.plural);

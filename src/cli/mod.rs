@@ -16,6 +16,7 @@ mod drain;
 mod edit;
 mod errors;
 mod events;
+mod exec;
 mod explain;
 mod follow;
 mod generate;
@@ -386,7 +387,7 @@ const FAMILIES: [(&str, &str); 5] = [
 ];
 
 /// What kubectl has and this program has not.
-const ABSENT: [&str; 10] = ["exec", "attach", "port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
+const ABSENT: [&str; 9] = ["attach", "port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
 
 fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");

@@ -8,8 +8,8 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 
 use super::Context;
 use super::{
-    apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, explain, generate, get, image,
-    labels, logs, nodes, rollout, run, set, up, wait,
+    apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate, get,
+    image, labels, logs, nodes, rollout, run, set, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -457,6 +457,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 logs::EXAMPLES,
                 logs::Flags,
                 logs::run
+            ),
+            verb!(
+                "exec",
+                "Execute a command in a container",
+                "exec (POD | TYPE/NAME) [-c CONTAINER] [-i] [-t] -- COMMAND [ARGS...]",
+                exec::EXAMPLES,
+                exec::Flags,
+                exec::run
             ),
             verb!(
                 "events",

@@ -24,6 +24,7 @@ use crate::wire::body::{self, Body};
 use crate::wire::client::{Client as Wire, Endpoint};
 use crate::wire::dial::Dialer;
 use crate::wire::tls::{self, Identity, Trust};
+use crate::wire::websocket;
 
 pub use discovery::Resource;
 pub use failure::{Refusal, Unreachable, is_not_found, refusal};
@@ -344,6 +345,30 @@ impl Client {
         request.headers_mut().insert(UPGRADE, HeaderValue::from_str(protocol)?);
         let (answer, upgraded) = self.0.wire.upgrade(request).await.map_err(|why| self.unreachable(why))?;
         upgraded.with_context(|| format!("{path}: the server answers {} and does not switch to {protocol}", answer.status()))
+    }
+
+    /// Opens a WebSocket at `path`, which may have a query, by one of `protocols`.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or refuses.
+    pub async fn websocket(
+        &self,
+        path: &str,
+        protocols: &[&str],
+        message_bytes_max: usize,
+    ) -> Result<(websocket::Sender, websocket::Receiver)> {
+        let mut request = Request::get(format!("{}{path}", self.0.prefix)).body(Body::empty())?;
+        *request.headers_mut() = self.0.headers.clone();
+        websocket::ask(request.headers_mut(), protocols)?;
+        let asked = request.headers().clone();
+        let (answer, upgraded) = self.0.wire.upgrade(request).await.map_err(|why| self.unreachable(why))?;
+        let Some(upgraded) = upgraded else {
+            let code = answer.status().as_u16();
+            let text = body::read_all(answer.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
+            return Err(anyhow!(Refusal::read(code, &text)));
+        };
+        websocket::check(&asked, answer.headers())?;
+        Ok(websocket::client(upgraded, message_bytes_max).await)
     }
 
     /// Starts a GET whose answer is read as it comes: logs.

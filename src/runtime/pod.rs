@@ -17,17 +17,13 @@ use smol::Async;
 
 use super::cgroup::Cgroup;
 use super::seal;
-#[cfg(test)]
-use super::shim::protocol::Exec;
-use super::shim::protocol::{Arrived, Create, Inbox, Reply, Request, encode, send};
+use super::shim::protocol::{Arrived, Create, Exec, ExecUser, Inbox, Reply, Request, encode, send};
 use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
 use super::spec::{Namespace, NamespaceKind, Root, Spec};
 use crate::base::file;
 use crate::base::time::Timestamp;
 
 pub use super::shim::PodConfig;
-#[cfg(test)]
-pub use super::shim::protocol::ExecUser;
 pub use super::shim::protocol::Rootfs;
 #[cfg(test)]
 pub use super::shim::status::Exit;
@@ -84,7 +80,6 @@ pub struct ContainerConfig {
     pub tty: bool,
 }
 
-#[cfg(test)]
 /// A further process in a container; what is not set is as the container's own process has it.
 #[derive(Clone, Debug, Default)]
 pub struct ExecConfig {
@@ -95,7 +90,6 @@ pub struct ExecConfig {
     pub user: Option<ExecUser>,
 }
 
-#[cfg(test)]
 /// What a process executed in a container reads and prints to.
 pub enum ExecStdio {
     /// Standard input, output and error. They may be pipes, files, sockets: nothing stands between.
@@ -104,7 +98,6 @@ pub enum ExecStdio {
     Terminal,
 }
 
-#[cfg(test)]
 /// A process being executed. Dropping it kills the process.
 pub struct ExecProcess {
     client: Client,
@@ -153,6 +146,17 @@ impl Runtime {
                 Err(error.context(format!("set up pod {name}{complaint}")))
             }
         }
+    }
+
+    /// The pod of that UID, if it has not been stopped.
+    pub async fn pod(&self, uid: &str) -> Result<Option<Pod>> {
+        check_name(uid)?;
+        let folder = self.pods.join(uid);
+        let found = smol::unblock(move || Ok::<_, anyhow::Error>(fs::read(folder.join(CONFIG)).ok().map(|json| (folder, json)))).await?;
+        let Some((folder, json)) = found else { return Ok(None) };
+        let config = serde_json::from_slice(&json).with_context(|| format!("read {}", folder.join(CONFIG).display()))?;
+        let shim = hello(&folder).await.inspect_err(|error| log::debug!("pod={uid} shim is lost: {error:#}")).ok();
+        Ok(Some(Pod(Arc::new(Inner { folder, config, shim }))))
     }
 
     /// Every pod of this machine that has not been stopped, those whose shim is gone included (`Pod::is_lost`).
@@ -239,7 +243,7 @@ impl Pod {
         self.done(Request::Remove { container: id.to_owned() }).await.with_context(|| format!("remove container {id}"))
     }
 
-    #[cfg(test)]
+    /// Executes a further process in a running container.
     pub async fn exec(&self, id: &str, config: ExecConfig, stdio: ExecStdio) -> Result<ExecProcess> {
         let ExecConfig { args, env, cwd, user } = config;
         let (tty, fds) = match stdio {
@@ -313,7 +317,6 @@ impl Pod {
     }
 }
 
-#[cfg(test)]
 impl ExecProcess {
     /// Waits for the process to end; its exit code as a shell has it, 128 and the signal's number for one that was killed.
     pub async fn wait(mut self) -> Result<i32> {

@@ -3,6 +3,7 @@
 
 mod api;
 mod crash;
+mod exec;
 mod lab;
 mod node;
 mod pods;

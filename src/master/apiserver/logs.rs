@@ -2,6 +2,7 @@
 
 use hyper::Request;
 use hyper::Response;
+use hyper::body::Incoming;
 use hyper::header::CONTENT_TYPE;
 use serde_json::Value;
 
@@ -22,22 +23,38 @@ const PARAMETERS: [&str; 8] = ["follow", "previous", "tailLines", "sinceSeconds"
 /// # Errors
 /// 400 if no container or a wrong one is named; what the node says; 503 if it is not connected.
 pub async fn answer(nodes: &Nodes, pod: &Value, query: &Query) -> Result<Response<Body>, Status> {
-    let container = container_of(pod, query.get("container"))?;
-    let Some(node) = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) else {
+    let (node, container) = place_of(pod, query.get("container"))?;
+    let Some(node) = node else {
         return Ok(respond::text(200, ""));
     };
     let asked = query.pairs.iter().filter(|(key, _)| PARAMETERS.contains(&&**key));
     let asked = form_urlencoded::Serializer::new(String::new()).extend_pairs(asked).finish();
     let path = format!("/containerLogs/{}/{}/{container}?{asked}", meta::namespace(pod), meta::name(pod));
     let request = Request::get(path).body(Body::empty()).map_err(|error| Status::bad_request(error.to_string()))?;
-    let answer = nodes.request(node, request).await?;
+    let (parts, incoming) = accepted(nodes.request(node, request).await?).await?.into_parts();
+    let mut response = respond::stream("text/plain", Body::relay(incoming));
+    if let Some(content_type) = parts.headers.get(CONTENT_TYPE) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
+    }
+    Ok(response)
+}
+
+/// The node that runs the pod, if one does yet, and the container that is meant.
+///
+/// # Errors
+/// 400 if no container or a wrong one is named.
+pub fn place_of<'a>(pod: &'a Value, container: &'a str) -> Result<(Option<&'a str>, &'a str), Status> {
+    let container = container_of(pod, container)?;
+    Ok((pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()), container))
+}
+
+/// A node's answer, if it is a good one.
+///
+/// # Errors
+/// What the node says.
+pub async fn accepted(answer: Response<Incoming>) -> Result<Response<Incoming>, Status> {
     if answer.status().is_success() {
-        let (parts, incoming) = answer.into_parts();
-        let mut response = respond::stream("text/plain", Body::relay(incoming));
-        if let Some(content_type) = parts.headers.get(CONTENT_TYPE) {
-            response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
-        }
-        return Ok(response);
+        return Ok(answer);
     }
     let code = answer.status().as_u16();
     let text = body::read_all(answer.into_body(), ERROR_BYTES_MAX).await.unwrap_or_default();

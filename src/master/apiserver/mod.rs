@@ -7,6 +7,7 @@ pub mod bootstrap;
 mod content;
 mod crud;
 mod documents;
+mod exec;
 mod list;
 mod logs;
 mod negotiate;
@@ -171,7 +172,11 @@ impl Server {
                 logs::answer(&self.nodes, &pod, query).await
             }
             ("token", Verb::Create) => self.token(&call, &body.read().await?),
-            ("exec" | "attach" | "portforward" | "proxy", _) => {
+            ("exec", Verb::Get | Verb::Create) => {
+                let pod = self.objects.get(resource, call.namespace, call.name)?.value();
+                exec::answer(&self.nodes, &pod, query, parts).await
+            }
+            ("attach" | "portforward" | "proxy", _) => {
                 Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource)))
             }
             (_, verb) => subresources::answer(&call, verb, &body.read().await?).await,
