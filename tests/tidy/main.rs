@@ -23,7 +23,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("master", &["base", "api", "wire"]),
     ("master/store", &["base", "api"]),
     ("master/scheduler", &["base", "api", "master/store", "master/recorder"]),
-    ("master/controllers", &["base", "api", "master/store", "master/recorder"]),
+    ("master/controllers", &["base", "api", "master/store", "master/recorder", "master/pki"]),
     ("master/recorder", &["base", "api", "master/store"]),
     ("master/apiserver", &["base", "api", "wire", "master/store", "master/nodes"]),
 ];
