@@ -266,14 +266,21 @@ static ROLES: &[Role] = &[
         sum: false,
         rules: &[On("create", "authentication.k8s.io", "tokenreviews"), On("create", "authorization.k8s.io", "subjectaccessreviews")],
     },
+    Role {
+        name: "system:node-bootstrapper",
+        part_of: "",
+        sum: false,
+        rules: &[On("create get list watch", "certificates.k8s.io", "certificatesigningrequests")],
+    },
 ];
 
 /// A role and the groups that have it.
-const BINDINGS: [(&str, &str); 6] = [
+const BINDINGS: [(&str, &str); 7] = [
     ("cluster-admin", "system:masters"),
     ("system:basic-user", "system:authenticated"),
     ("system:discovery", "system:authenticated"),
     ("system:monitoring", "system:monitoring"),
+    ("system:node-bootstrapper", "system:bootstrappers"),
     ("system:public-info-viewer", "system:authenticated system:unauthenticated"),
     ("system:service-account-issuer-discovery", "system:serviceaccounts"),
 ];

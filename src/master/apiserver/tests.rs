@@ -421,3 +421,31 @@ fn documents_answer_with_what_clients_need_to_begin() {
         assert_eq!(api.get("/apis/none/v1").await.0, 404);
     });
 }
+
+#[test]
+fn a_bootstrapper_asks_for_a_certificate_and_does_nothing_else() {
+    api(async |mut api| {
+        let secret = json!({"metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token", "stringData": {
+            "token-id": "abcdef", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+        }});
+        api.create("/api/v1/namespaces/kube-system/secrets", secret).await;
+        api.1 = Rc::new(Peer { address: api.1.address, certificate: None });
+        let bearer = [("authorization", "Bearer abcdef.0123456789abcdef")];
+        let requests = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+        // What it says about itself does not count.
+        let request = json!({"metadata": {"name": "a"}, "status": {"conditions": [{"type": "Approved", "status": "True"}]}, "spec": {
+            "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["client auth"], "request": "eA==",
+            "username": "system:node:web", "groups": ["system:nodes"],
+        }});
+        let (code, made) = api.json("POST", requests, &bearer, request).await;
+        assert_eq!((code, &made["spec"]["username"]), (201, &json!("system:bootstrap:abcdef")), "{made}");
+        assert_eq!(made["spec"]["groups"], json!(["system:bootstrappers", "system:authenticated"]));
+        assert_eq!(made["status"]["conditions"], Value::Null, "{made}");
+        assert_eq!(api.json("GET", &format!("{requests}/a"), &bearer, Value::Null).await.0, 200);
+        let approval = [bearer[0], ("content-type", "application/merge-patch+json")];
+        assert_eq!(api.json("PATCH", &format!("{requests}/a/approval"), &approval, json!({})).await.0, 403);
+        assert_eq!(api.json("GET", "/api/v1/nodes", &bearer, Value::Null).await.0, 403);
+        let wrong = [("authorization", "Bearer abcdef.0123456789abcdee")];
+        assert_eq!(api.json("POST", requests, &wrong, json!({})).await.0, 401);
+    });
+}

@@ -1,6 +1,7 @@
-//! Who is asking, and whether they may: client certificates and service account tokens, then system:masters, nodes and RBAC.
+//! Who is asking, and whether they may: client certificates, service account and bootstrap tokens, then system:masters, nodes and RBAC.
 //! Everything is read from the store at each request; nothing is remembered, so a removed right is gone with the next one.
 
+mod bootstrap_token;
 pub mod node;
 pub mod rbac;
 pub mod review;
@@ -16,6 +17,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::routes::{Target, percent_decode};
 use crate::api::status::Status;
+use crate::base::time::Timestamp;
 use crate::master::store::Objects;
 
 pub const ANONYMOUS: &str = "system:anonymous";
@@ -123,8 +125,11 @@ pub fn authenticate(
     let Some(header) = headers.get(AUTHORIZATION) else { return Ok(User::anonymous()) };
     let bearer = header.to_str().ok().and_then(|header| header.strip_prefix("Bearer ").or_else(|| header.strip_prefix("bearer ")));
     let bearer = bearer.map(str::trim).filter(|token| !token.is_empty()).ok_or_else(Status::unauthorized)?;
-    let accepted = tokens.authenticate(objects, bearer, &[]);
-    accepted.map(|(user, _)| user).map_err(|why| {
+    let accepted = match bootstrap_token::split(bearer) {
+        Some((id, secret)) => bootstrap_token::authenticate(objects, id, secret, Timestamp::now()),
+        None => tokens.authenticate(objects, bearer, &[]).map(|(user, _)| user),
+    };
+    accepted.map_err(|why| {
         log::debug!("token refused: {why}");
         Status::unauthorized()
     })
