@@ -12,6 +12,7 @@ pub mod store;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
+use std::rc::Rc;
 
 use crate::base::place::Places;
 use crate::base::{file, task};
@@ -42,7 +43,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     for folder in [&places.config, &places.state] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
-    let pki = Pki::open(&places.config.join("pki")).context("open the certificate authority")?;
+    let pki = Rc::new(Pki::open(&places.config.join("pki")).context("open the certificate authority")?);
     let store = Store::open(Some(&places.state.join("store.redb")))?;
     let objects = Objects::new(store, apiserver::admission::admit);
     let nodes = Nodes::default();
@@ -72,7 +73,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     api.set_ready();
     log::info!("master={name} ready address={address}:{API_PORT}");
     task::spawn(scheduler::run(objects.clone())).detach();
-    controllers::run(objects, controllers::Options { root_ca_pem: pki.authority_pem().to_owned() }).await;
+    controllers::run(objects, pki).await;
     Ok(())
 }
 
@@ -101,7 +102,7 @@ fn own_addresses() -> Vec<IpAddr> {
 fn write_kubeconfigs(pki: &Pki, places: &Places, name: &str, address: IpAddr) -> anyhow::Result<()> {
     let node = format!("system:node:{name}");
     let configs: [(&Path, &str, &[&str]); 2] =
-        [(&places.admin_kubeconfig(), "kubernetes-admin", &["system:masters"]), (&places.agent_kubeconfig(), &node, &["system:nodes"])];
+        [(&places.admin_kubeconfig(), "kubernetes-admin", &["system:masters"]), (&places.agent_kubeconfig(), &node, &[pki::NODES])];
     for (path, user, groups) in configs {
         if !path.exists() {
             let config = pki.kubeconfig(&format!("https://{}", SocketAddr::new(address, API_PORT)), user, groups)?;

@@ -20,4 +20,5 @@ mod volume;
 mod workload;
 
 pub use fields::{FieldProblem, check_fields};
+pub use names::is_subdomain;
 pub use object::{object, subresource};

@@ -64,7 +64,7 @@ pub(super) fn label_1035(text: &str) -> Vec<String> {
     problems
 }
 
-fn is_subdomain(text: &str) -> bool {
+pub fn is_subdomain(text: &str) -> bool {
     text.split('.').all(is_label)
 }
 

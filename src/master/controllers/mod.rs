@@ -2,6 +2,8 @@
 //! own state and writes through `Objects`; they meet nowhere but in the store. None polls: an idle cluster costs no time and no write.
 
 mod adoption;
+mod bootstrap_token;
+mod certificates;
 mod deployment;
 mod endpoints;
 mod feed;
@@ -23,20 +25,15 @@ use smol::LocalExecutor;
 
 use self::feed::Feed;
 use self::queue::Queue;
+use super::pki::Pki;
 use super::recorder::Recorder;
 use super::store::{Key, Objects};
 use crate::api::schema::{self, Resource};
 use crate::base::time::Timestamp;
 
-/// What the controllers need to be told besides the objects.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// PEM certificates of the cluster's CA, given to every namespace as the ConfigMap `kube-root-ca.crt`.
-    pub root_ca_pem: String,
-}
-
-/// Runs all controllers, for ever. They start with a full listing, so it may be stopped and started at any point.
-pub async fn run(objects: Objects, options: Options) {
+/// Runs all controllers, for ever. They start with a full listing, so it may be stopped and started at any point. `pki` is the authority
+/// that signs for nodes; every namespace has its certificate.
+pub async fn run(objects: Objects, pki: Rc<Pki>) {
     let executor = LocalExecutor::new();
     let shared = Shared::new(objects, Timestamp::now);
     for (group, plural, component) in
@@ -48,12 +45,14 @@ pub async fn run(objects: Objects, options: Options) {
     spawn(&executor, &deployment::Controller::new(&shared, &shared.recorder(&executor, "deployment-controller")));
     spawn(&executor, &garbage::Controller::new(&shared, &shared.recorder(&executor, "garbage-collector-controller")));
     spawn(&executor, &namespace::Controller::new(&shared));
-    spawn(&executor, &namespace_defaults::Controller::new(&shared, options.root_ca_pem));
+    spawn(&executor, &namespace_defaults::Controller::new(&shared, pki.authority_pem().to_owned()));
     spawn(&executor, &pod_garbage::Controller::new(&shared));
     let recorder = shared.recorder(&executor, "node-controller");
     spawn(&executor, &node::Controller::new(&shared, &recorder));
     spawn(&executor, &node_cidr::Controller::new(&shared, &recorder));
     spawn(&executor, &endpoints::Controller::new(&shared));
+    spawn(&executor, &bootstrap_token::Controller::new(&shared));
+    spawn(&executor, &certificates::Controller::new(&shared, pki));
     executor.run(shared.feed.clone().run()).await;
 }
 

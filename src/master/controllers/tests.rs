@@ -37,6 +37,14 @@ fn admit(_: &Objects, resource: &'static Resource, value: &mut Value, live: Opti
     Ok(())
 }
 
+/// An authority of this test's own.
+fn pki() -> Rc<Pki> {
+    let folder = std::env::temp_dir().join(format!("controllers-pki-{}", crate::base::id::uid()));
+    let pki = Pki::open(&folder).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    Rc::new(pki)
+}
+
 /// A small generator of numbers, so that a failing order can be played again from its seed (xorshift64*).
 struct Random(u64);
 
@@ -63,6 +71,8 @@ struct World {
     nodes: Rc<node::Controller>,
     node_cidrs: Rc<node_cidr::Controller>,
     endpoints: Rc<endpoints::Controller>,
+    tokens: Rc<bootstrap_token::Controller>,
+    certificates: Rc<certificates::Controller>,
 }
 
 impl World {
@@ -84,6 +94,8 @@ impl World {
             nodes: node::Controller::new(&shared, &recorder),
             node_cidrs: node_cidr::Controller::new(&shared, &recorder),
             endpoints: endpoints::Controller::new(&shared),
+            tokens: bootstrap_token::Controller::new(&shared),
+            certificates: certificates::Controller::new(&shared, pki()),
             shared,
             recorder,
         }
@@ -162,6 +174,8 @@ impl World {
             worked |= drain(&*self.nodes).await;
             worked |= drain(&*self.node_cidrs).await;
             worked |= drain(&*self.endpoints).await;
+            worked |= drain(&*self.tokens).await;
+            worked |= drain(&*self.certificates).await;
             if !worked {
                 self.recorder.flush().await;
                 return;
@@ -782,15 +796,121 @@ fn the_running_loops_bring_a_deployment_up_and_take_it_away_again() {
             assert_eq!(world.names("serviceaccounts"), ["default"]);
         };
         let loops = async {
-            futures_util::join!(
-                run(objects.clone(), Options { root_ca_pem: "the CA".to_owned() }),
-                crate::master::scheduler::run(objects.clone())
-            );
+            futures_util::join!(run(objects.clone(), pki()), crate::master::scheduler::run(objects.clone()));
         };
         let late = async {
             smol::Timer::after(Duration::from_secs(30)).await;
             panic!("the deadline has passed: {}", world.get("deployments", "web")["status"]);
         };
         futures_lite::future::or(done, futures_lite::future::or(loops, late)).await;
+    });
+}
+
+/// A request for the certificate of a node, by whoever `user` is; the key is the request's own unless it is given.
+fn node_request(name: &str, node: &str, key: &rcgen::KeyPair, user: &str, groups: &[&str]) -> Value {
+    use base64::Engine;
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{node}"));
+    let pem = params.serialize_request(key).unwrap().pem().unwrap();
+    json!({"metadata": {"name": name}, "spec": {
+        "signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["digital signature", "client auth"],
+        "request": base64::engine::general_purpose::STANDARD.encode(pem), "username": user, "groups": groups,
+    }})
+}
+
+/// The condition of a request, and whether it has its certificate.
+fn answered(world: &World, name: &str) -> (String, bool) {
+    let request = world.get("certificatesigningrequests", name);
+    let condition = &request["status"]["conditions"][0];
+    (condition["type"].as_str().unwrap_or_default().to_owned(), request["status"]["certificate"].is_string())
+}
+
+const REQUESTS: &str = "certificatesigningrequests";
+const JOINING: (&str, &[&str]) = ("system:bootstrap:abcdef", &["system:bootstrappers", "system:authenticated"]);
+
+#[test]
+fn a_node_gets_its_certificate_from_a_bootstrapper_and_renews_it_itself() {
+    smol::block_on(async {
+        NOW.set(Timestamp::now());
+        let world = World::new();
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let node = ("system:node:web", &["system:nodes", "system:authenticated"]);
+        world.create(REQUESTS, node_request("joins", "web", &key(), JOINING.0, JOINING.1)).await;
+        world.create(REQUESTS, node_request("renews", "web", &key(), node.0, node.1)).await;
+        world.create(REQUESTS, node_request("other", "db", &key(), node.0, node.1)).await;
+        world.create(REQUESTS, node_request("person", "db", &key(), "jane", &["system:authenticated"])).await;
+        world.settle().await;
+        assert_eq!(answered(&world, "joins"), ("Approved".to_owned(), true));
+        assert_eq!(answered(&world, "renews"), ("Approved".to_owned(), true));
+        assert_eq!(answered(&world, "other"), (String::new(), false), "a node asks for itself alone");
+        assert_eq!(answered(&world, "person"), (String::new(), false), "a person waits for approval");
+
+        // As kubectl certificate approve does it.
+        let approve = |live: &Value| {
+            let mut approved = live.clone();
+            approved["status"]["conditions"] = json!([{"type": "Approved", "status": "True", "reason": "KubectlApprove"}]);
+            Ok(approved)
+        };
+        world.objects().update(world.resource(REQUESTS), "", "person", Part::Subresource, false, approve).await.unwrap();
+        world.settle().await;
+        assert_eq!(answered(&world, "person"), ("Approved".to_owned(), true));
+    });
+}
+
+#[test]
+fn a_name_that_is_taken_is_refused_until_its_node_is_gone() {
+    smol::block_on(async {
+        NOW.set(Timestamp::now());
+        let world = World::new();
+        let (first, second) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+        let ask = async |request: &str, key: &rcgen::KeyPair| {
+            world.create(REQUESTS, node_request(request, "web", key, JOINING.0, JOINING.1)).await;
+            world.settle().await;
+            answered(&world, request)
+        };
+        let (granted, denied) = (("Approved".to_owned(), true), ("Denied".to_owned(), false));
+        assert_eq!(ask("a", &first).await, granted);
+        assert_eq!(ask("b", &second).await, denied, "a board of the same name may still be on its way");
+        let why = world.get(REQUESTS, "b")["status"]["conditions"][0].clone();
+        assert_eq!(why["reason"], "NodeNameTaken");
+        assert!(why["message"].as_str().unwrap().contains("\"web\" has just been given to another board"), "{why}");
+        assert_eq!(ask("c", &first).await, granted, "the same board asks again");
+
+        world.create("nodes", json!({"metadata": {"name": "web"}})).await;
+        pass(Duration::from_secs(30));
+        world.settle().await;
+        assert_eq!(ask("d", &second).await, denied);
+        let why = world.get(REQUESTS, "d")["status"]["conditions"][0].clone();
+        assert!(why["message"].as_str().unwrap().contains("alive and has another key"), "{why}");
+
+        world.delete("nodes", "", "web", Propagation::Background).await;
+        world.settle().await;
+        assert_eq!(ask("e", &second).await, granted);
+    });
+}
+
+#[test]
+fn requests_that_are_decided_and_tokens_that_have_expired_are_removed() {
+    use base64::Engine;
+    smol::block_on(async {
+        let world = World::new();
+        let key = rcgen::KeyPair::generate().unwrap();
+        NOW.set(Timestamp::now());
+        world.create(REQUESTS, node_request("a", "web", &key, JOINING.0, JOINING.1)).await;
+        let expiration = base64::engine::general_purpose::STANDARD.encode(now().plus(Duration::from_secs(600)).to_string());
+        let token = |kind: &str, name: &str| json!({"metadata": {"name": name, "namespace": "kube-system"}, "type": kind, "data": {"expiration": expiration}});
+        world.create("secrets", token("bootstrap.kubernetes.io/token", "bootstrap-token-abcdef")).await;
+        world.create("secrets", token("Opaque", "bootstrap-token-opaque")).await;
+        world.settle().await;
+        assert_eq!((world.names(REQUESTS).len(), world.names("secrets").len()), (1, 2));
+        pass(Duration::from_secs(3601));
+        for key in ["abcdef", "opaque"] {
+            let name = Name::new("kube-system", &format!("bootstrap-token-{key}"));
+            assert_eq!(world.tokens.sync(&name).await.unwrap(), None);
+        }
+        assert_eq!(world.certificates.sync(&Name::new("", "a")).await.unwrap(), None);
+        assert_eq!((world.names(REQUESTS).len(), world.names("secrets")), (0, vec!["bootstrap-token-opaque".to_owned()]));
     });
 }
