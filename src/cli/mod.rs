@@ -22,6 +22,7 @@ mod follow;
 mod generate;
 mod get;
 mod image;
+mod join;
 mod jsonpath;
 mod labels;
 mod logs;
@@ -35,6 +36,7 @@ mod set;
 mod table;
 mod tabwriter;
 mod three_way;
+mod token;
 pub mod up;
 mod verbs;
 mod wait;
@@ -378,12 +380,13 @@ fn help(words: &[String]) -> Answer {
 }
 
 /// Words that do nothing alone, and what the verbs below them are for.
-const FAMILIES: [(&str, &str); 5] = [
+const FAMILIES: [(&str, &str); 6] = [
     ("set", "Set specific features on objects"),
     ("rollout", "Manage the rollout of a resource"),
     ("auth", "Ask what is allowed, and as whom"),
     ("config", "Look at the kubeconfig, or change it"),
     ("image", "Pull, list, remove, load and save images"),
+    ("token", "Make, list and delete the tokens that boards join with"),
 ];
 
 /// What kubectl has and this program has not.

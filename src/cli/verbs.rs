@@ -9,7 +9,7 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 use super::Context;
 use super::{
     apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate, get,
-    image, labels, logs, nodes, rollout, run, set, up, wait,
+    image, join, labels, logs, nodes, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -699,6 +699,29 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 up::down::Flags,
                 up::down::run
             ),
+        ],
+    ),
+    (
+        "A Cluster of Boards",
+        &[
+            verb!(
+                "join",
+                "Make this board a node of a cluster",
+                "join MASTER[:PORT] --token TOKEN --ca-hash sha256:HEX [flags]",
+                join::EXAMPLES,
+                join::Flags,
+                join::run
+            ),
+            verb!(
+                "token create",
+                "Make a token for boards to join with",
+                "token create [TOKEN] [--ttl DURATION] [--print-join-command]",
+                token::CREATE_EXAMPLES,
+                token::CreateFlags,
+                token::create
+            ),
+            verb!("token list", "List the tokens that boards may join with", "token list", "", token::ListFlags, token::list),
+            verb!("token delete", "Delete tokens", "token delete TOKEN-ID...", "", token::DeleteFlags, token::delete),
         ],
     ),
     (

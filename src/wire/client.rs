@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_lite::FutureExt;
 use futures_rustls::TlsConnector;
-use futures_rustls::rustls::pki_types::ServerName;
+use futures_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper::header::{HOST, HeaderValue};
@@ -128,6 +128,18 @@ impl Client {
             }
             _ => Ok((answer, None)),
         }
+    }
+
+    /// The certificates that the server shows, its own first. A connection is made for it, and nothing is asked on it.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or speaks no TLS.
+    pub async fn certificates(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let endpoint = &self.0.endpoint;
+        let tls = endpoint.tls.as_ref().with_context(|| format!("{} is asked without TLS", self.0.authority))?;
+        let stream = self.handshake(tls.clone(), endpoint.dialer.connect(&endpoint.host, endpoint.port).await?).await?;
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        Ok(chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
     }
 
     async fn connection(&self) -> anyhow::Result<Connection> {

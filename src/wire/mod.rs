@@ -6,6 +6,7 @@ pub mod client;
 pub mod dial;
 mod io;
 pub mod messages;
+pub mod pin;
 pub mod resolve;
 pub mod server;
 pub mod tls;

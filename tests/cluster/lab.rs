@@ -41,7 +41,11 @@ impl Lab {
     }
 
     pub fn node(&self) -> String {
-        format!("{}-1", self.name)
+        self.node_of(1)
+    }
+
+    pub fn node_of(&self, number: u8) -> String {
+        format!("{}-{number}", self.name)
     }
 
     pub fn context(&self) -> String {
@@ -89,13 +93,25 @@ impl Lab {
         found
     }
 
-    /// Process 1 of the node, as the host counts.
+    /// Process 1 of the first node, as the host counts.
     pub fn init(&self) -> i32 {
+        self.init_of(1)
+    }
+
+    pub fn init_of(&self, number: u8) -> i32 {
+        self.find_init_of(number).expect("the node runs")
+    }
+
+    pub fn find_init_of(&self, number: u8) -> Option<i32> {
+        let group = format!("/edgectl-{}/{}", self.name, self.node_of(number));
         let is_init = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            status.lines().any(|line| line.starts_with("NSpid:") && line.split_whitespace().count() == 3 && line.ends_with("\t1"))
+            let is_first =
+                status.lines().any(|line| line.starts_with("NSpid:") && line.split_whitespace().count() == 3 && line.ends_with("\t1"));
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            is_first && groups.lines().any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
         };
-        self.processes().into_iter().find(is_init).expect("the node runs")
+        self.processes().into_iter().find(is_init)
     }
 
     /// The node's folder, as `--root` wants it.
@@ -167,7 +183,7 @@ impl Lab {
 
     /// Processes whose command line, host name or cgroup is the cluster's.
     fn named_processes(&self) -> BTreeSet<String> {
-        let node = self.node();
+        let node = format!("{}-", self.name);
         let mut found = BTreeSet::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let read = |name: &str| fs::read(entry.path().join(name)).map(|bytes| text(&bytes).replace('\0', " ")).unwrap_or_default();

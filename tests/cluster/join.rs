@@ -1,0 +1,111 @@
+//! Boards join a master by token and hash, and what is wrong is refused in words that help.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use crate::lab::{Lab, text, wait_until};
+
+/// The line that the master's board prints: master, token, hash.
+fn join_line(lab: &Lab, arguments: &[&str]) -> [String; 3] {
+    let line = lab.ok(&[&["token", "create", "--print-join-command"], arguments].concat());
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let ["edgectl", "join", master, "--token", token, "--ca-hash", hash] = words.as_slice() else { panic!("{line}") };
+    [master, token, hash].map(|word| (*word).to_owned())
+}
+
+/// `edgectl join` on a board that is plugged into the lab's network, with its folders below `root`.
+fn join(lab: &Lab, [master, token, hash]: &[String; 3], name: &str, root: &str) -> Output {
+    let init = lab.init().to_string();
+    Command::new("nsenter")
+        .args(["-t", &init, "-n", env!("CARGO_BIN_EXE_edgectl"), "join", master])
+        .args(["--token", token, "--ca-hash", hash, "--name", name, "--root"])
+        .arg(lab.file(root))
+        .output()
+        .unwrap()
+}
+
+fn joined(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn refused(output: &Output, why: &str) {
+    let error = text(&output.stderr);
+    assert!(!output.status.success() && error.contains(why), "expected {why:?}: {error}");
+}
+
+/// Who the agent's kubeconfig below `root` makes its bearer.
+fn identity(lab: &Lab, root: &str) -> String {
+    let init = lab.init().to_string();
+    let output = Command::new("nsenter")
+        .args(["-t", &init, "-n", env!("CARGO_BIN_EXE_edgectl"), "auth", "whoami", "--kubeconfig"])
+        .arg(lab.file(root).join("etc/edgectl/agent.conf"))
+        .output()
+        .unwrap();
+    joined(&output)
+}
+
+#[test]
+fn a_board_joins_by_token_and_hash_and_what_is_wrong_is_refused() {
+    let lab = Lab::new("join");
+    lab.up();
+    let line = join_line(&lab, &[]);
+    let [master, token, hash] = line.clone();
+    assert!(master.ends_with(":6443") && hash.starts_with("sha256:"), "{line:?}");
+
+    let said = joined(&join(&lab, &line, "board", "board"));
+    assert!(said.contains("is now node board") && said.contains("edgectl agent --root"), "{said}");
+    let who = identity(&lab, "board");
+    assert!(who.contains("system:node:board") && who.contains("system:nodes"), "{who}");
+    let config = fs::metadata(lab.file("board/etc/edgectl/agent.conf")).unwrap();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&config.permissions()) & 0o777, 0o600);
+    assert!(!lab.file("board/etc/edgectl/agent.key").exists(), "the key stands in the kubeconfig alone");
+
+    // Again: nothing changes.
+    let before = fs::read(lab.file("board/etc/edgectl/agent.conf")).unwrap();
+    assert!(joined(&join(&lab, &line, "board", "board")).contains("is already node board"));
+    assert_eq!(fs::read(lab.file("board/etc/edgectl/agent.conf")).unwrap(), before);
+    refused(&join(&lab, &line, "other", "board"), "this board is node \"board\" of that cluster already");
+
+    let wrong = |token: &str, hash: &str| [master.clone(), token.to_owned(), hash.to_owned()];
+    let changed = if token.ends_with('a') { "b" } else { "a" };
+    let other_token = format!("{}{changed}", &token[..token.len() - 1]);
+    refused(&join(&lab, &wrong(&other_token, &hash), "fresh", "fresh"), "the master does not accept the token");
+    refused(&join(&lab, &wrong("nonsense", &hash), "fresh", "fresh"), "the token is not of the form");
+    let other_hash = format!("sha256:{}", "0".repeat(64));
+    refused(&join(&lab, &wrong(&token, &other_hash), "fresh", "fresh"), "has another authority than --ca-hash says");
+    refused(&join(&lab, &wrong(&token, &other_hash), "board", "board"), "belongs to another cluster already");
+    refused(&join(&lab, &wrong(&token, "sha256:12"), "fresh", "fresh"), "64 hex digits");
+    refused(&join(&lab, &line, "Fresh_1", "fresh"), "no name for a node");
+    let nobody = [master.replace("6443", "6444"), token.clone(), hash.clone()];
+    refused(&join(&lab, &nobody, "fresh", "fresh"), "cannot be reached");
+
+    // The lab's own node lives; and another board of the same name has its certificate for a moment already.
+    refused(&join(&lab, &line, &lab.node(), "fresh"), "is taken by a node that is alive and has another key");
+    refused(&join(&lab, &line, "board", "fresh"), "has just been given to another board");
+    assert!(!lab.file("fresh/etc/edgectl/agent.conf").exists());
+    assert!(joined(&join(&lab, &line, "fresh", "fresh")).contains("is now node fresh"));
+
+    lab.end();
+}
+
+#[test]
+fn tokens_are_made_listed_and_end() {
+    let lab = Lab::new("token");
+    lab.up();
+    let token = lab.ok(&["token", "create", "--ttl", "2h", "--description", "for the shelf"]);
+    let token = token.trim();
+    let listed = lab.ok(&["token", "list"]);
+    let row = listed.lines().find(|line| line.starts_with(token)).expect("it is listed");
+    assert!(row.contains("1h59m") && row.contains("authentication") && row.contains("for the shelf"), "{listed}");
+    let said = lab.ok(&["token", "delete", token]);
+    assert_eq!(said.trim(), format!("bootstrap token \"{}\" deleted", &token[..6]));
+    assert!(!lab.ok(&["token", "list"]).contains(token));
+
+    // Expired, and gone with its time.
+    let line = join_line(&lab, &["--ttl", "1s", "abcdef.0123456789abcdef"]);
+    assert_eq!(line[1], "abcdef.0123456789abcdef");
+    wait_until("the expired token is removed", || !lab.ok(&["token", "list"]).contains("abcdef."));
+    refused(&join(&lab, &line, "late", "late"), "wrong, or has expired");
+    lab.end();
+}
