@@ -1,4 +1,4 @@
-//! Boards join a master by token and hash, and what is wrong is refused in words that help.
+//! Boards join a master by token and hash, and what is wrong is refused in words that help; `edgectl up --nodes` does the same.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -107,5 +107,48 @@ fn tokens_are_made_listed_and_end() {
     assert_eq!(line[1], "abcdef.0123456789abcdef");
     wait_until("the expired token is removed", || !lab.ok(&["token", "list"]).contains("abcdef."));
     refused(&join(&lab, &line, "late", "late"), "wrong, or has expired");
+    lab.end();
+}
+
+#[test]
+fn a_cluster_of_three_nodes_comes_is_mended_and_goes_without_a_trace() {
+    let lab = Lab::new("three");
+    let up = || lab.ok(&["up", "--nodes", "3", "--name", &lab.name]);
+    let said = up();
+    let ready = || {
+        let nodes = lab.ok(&["get", "nodes", "--no-headers"]);
+        (1..=3).filter(|number| nodes.lines().any(|line| line.starts_with(&lab.node_of(*number)) && line.contains(" Ready "))).count()
+    };
+    assert_eq!(ready(), 3, "{said}");
+    let addresses = lab.ok(&["get", "nodes", "-ojsonpath={.items[*].status.addresses[0].address}"]);
+    assert_eq!(addresses, "172.30.0.2 172.30.0.3 172.30.0.4");
+    // The token that they joined with is gone.
+    assert_eq!(lab.ok(&["token", "list"]).lines().count(), 1);
+
+    let processes = lab.processes();
+    assert!(up().contains("is running already"));
+    lab.up();
+    assert_eq!(lab.processes(), processes, "up without --nodes leaves it as it is");
+    let fewer = lab.run(&["up", "--nodes", "2", "--name", &lab.name]);
+    assert!(!fewer.status.success() && text(&fewer.stderr).contains("has 3 nodes already"), "{}", text(&fewer.stderr));
+
+    // A node that was killed comes back as it was; with the first one, all do.
+    for number in [2, 1] {
+        lab.kill(lab.init_of(number));
+        wait_until("the node ends", || lab.find_init_of(number).is_none());
+        up();
+        assert_eq!(ready(), 3);
+    }
+    lab.end();
+}
+
+#[test]
+fn a_cluster_of_one_node_grows() {
+    let lab = Lab::new("grow");
+    lab.up();
+    let first = lab.init();
+    lab.ok(&["up", "--nodes", "2", "--name", &lab.name]);
+    assert_eq!(lab.ok(&["get", "nodes", "-oname"]), format!("node/{}\nnode/{}\n", lab.node_of(1), lab.node_of(2)));
+    assert_eq!(lab.init(), first);
     lab.end();
 }

@@ -194,10 +194,26 @@ pub fn destroy(cluster: &Cluster) -> Result<()> {
             handed_down(&hierarchy.cluster(cluster)).into_iter().map(move |controller| (path.clone(), controller))
         })
         .collect();
+    end(&groups, cluster.name())?;
+    for (path, controller) in noted {
+        // Another cluster that still has it keeps the note.
+        let _ = fs::write(path, format!("-{controller}"));
+    }
+    Ok(())
+}
+
+/// As [`destroy`], of one node; the cluster's groups stay.
+pub fn destroy_node(cluster: &Cluster, node: &str) -> Result<()> {
+    let groups: Vec<PathBuf> = hierarchies()?.iter().map(|hierarchy| hierarchy.node(cluster, node)).collect();
+    end(&groups, node)
+}
+
+/// Ends all processes in the groups, and removes them.
+fn end(groups: &[PathBuf], whose: &str) -> Result<()> {
     let deadline = Instant::now() + KILL_DEADLINE;
     loop {
         let mut left = BTreeSet::new();
-        for group in &groups {
+        for group in groups {
             thaw(group);
             collect(group, &mut left)?;
         }
@@ -207,18 +223,15 @@ pub fn destroy(cluster: &Cluster) -> Result<()> {
         }
         let removed = groups.iter().try_for_each(|group| remove(group));
         match removed {
-            Ok(()) => break,
-            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => return Err(error).context("remove the cluster's cgroups"),
-            Err(_) if Instant::now() > deadline => bail!("processes {left:?} of cluster {} do not end", cluster.name()),
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::ResourceBusy => {
+                return Err(error).with_context(|| format!("remove the cgroups of {whose}"));
+            }
+            Err(_) if Instant::now() > deadline => bail!("processes {left:?} of {whose} do not end"),
             // The kernel lets go of the last process a moment after it has ended.
             Err(_) => thread::sleep(POLL),
         }
     }
-    for (path, controller) in noted {
-        // Another cluster that still has it keeps the note.
-        let _ = fs::write(path, format!("-{controller}"));
-    }
-    Ok(())
 }
 
 /// The groups below `group`, and last itself; none if it is not there.

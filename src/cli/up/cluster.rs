@@ -35,9 +35,16 @@ pub struct Cluster {
 pub struct Record {
     /// On 127.0.0.1 of the host.
     pub api_port: u16,
+    /// How many it has.
+    #[serde(default = "one")]
+    pub nodes: u8,
     /// The files that hold the cluster's context.
     #[serde(default)]
     pub kubeconfigs: Vec<Kubeconfig>,
+}
+
+fn one() -> u8 {
+    1
 }
 
 /// A file that holds the cluster's context.
@@ -77,7 +84,7 @@ impl Cluster {
     }
 
     /// Of a node; they count from 1.
-    pub fn node(&self, number: usize) -> String {
+    pub fn node(&self, number: u8) -> String {
         format!("{}-{number}", self.name)
     }
 

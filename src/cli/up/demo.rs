@@ -28,12 +28,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 const PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs it on the cluster behind `client`. `kubeconfig` has its context.
-pub async fn run(cluster: &Cluster, client: &Client, kubeconfig: &str, progress: &mut Progress) -> Result<()> {
-    let node = cluster.node(1);
+/// Runs it on the cluster behind `client`, whose nodes get the image all. `kubeconfig` has its context.
+pub async fn run(cluster: &Cluster, nodes: u8, client: &Client, kubeconfig: &str, progress: &mut Progress) -> Result<()> {
     progress.say("\nDemonstration")?;
     progress.begin(&format!("image {IMAGE} is made of this program"))?;
-    make_image(cluster, &node).await?;
+    for number in 1..=nodes {
+        make_image(cluster, &cluster.node(number)).await?;
+    }
     progress.done()?;
 
     progress.begin("deployment hello is applied")?;
@@ -46,10 +47,11 @@ pub async fn run(cluster: &Cluster, client: &Client, kubeconfig: &str, progress:
     progress.done()?;
 
     progress.begin("each answers with a page")?;
-    let dialer = Dialer::within(node_network(cluster, &node)?.into());
     let mut greetings = Vec::new();
     for pod in &pods {
         let address = pod["status"]["podIP"].as_str().unwrap_or_default();
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        let dialer = Dialer::within(node_network(cluster, node)?.into());
         let page = fetch(&dialer, address).await.with_context(|| format!("fetch the page of pod {}", name(pod)))?;
         let greeting = page.lines().next().unwrap_or_default();
         ensure!(greeting.ends_with(name(pod)), "pod {} answers with another's page: {greeting}", name(pod));

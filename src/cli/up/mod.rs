@@ -14,6 +14,7 @@ mod preflight;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -23,8 +24,12 @@ use argh::{ArgsInfo, FromArgs};
 use serde_json::Value;
 
 use super::Context;
+use super::join::Board;
+use super::token::Token;
 use crate::client::kubeconfig::{self, NewContext, Overrides};
 use crate::client::{Client, Manner, Target};
+use crate::wire::dial::Dialer;
+use crate::wire::pin::Pin;
 use cluster::{Cluster, Record};
 use node::{Node, Stage};
 
@@ -37,6 +42,12 @@ const NODE_DEADLINE: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
+/// Each node is a handful of processes on this one machine, and has an address of its own in 172.30.0.0/24.
+const NODES_MAX: u8 = 64;
+
+/// The token by which the nodes join is deleted when they have; this is for an `up` that was killed meanwhile.
+const TOKEN_TTL: Duration = Duration::from_secs(600);
+
 /// Lines of a node's log that are shown when it does not come up.
 const LOG_LINES_SHOWN: usize = 10;
 
@@ -46,9 +57,9 @@ pub struct Flags {
     /// the cluster's name
     #[argh(option, default = "cluster::DEFAULT_NAME.to_owned()")]
     pub name: String,
-    /// how many nodes it has
-    #[argh(option, default = "1")]
-    pub nodes: usize,
+    /// how many nodes it has (1, or as many as it has already)
+    #[argh(option)]
+    pub nodes: Option<u8>,
     /// the port of 127.0.0.1 on which the API answers (6443, or another one if that is taken)
     #[argh(option)]
     pub api_port: Option<u16>,
@@ -61,19 +72,29 @@ pub const EXAMPLES: &str = "# A cluster of one node
 edgectl up
 # The same, with something that runs on it
 edgectl up --demo
+# One of three nodes, or two more for the one that runs
+edgectl up --nodes 3
 # A second one beside it, which gets the context edgectl-shop
 edgectl up --name shop";
 
 /// Starts the cluster, or finds it running.
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let cluster = Cluster::new(&flags.name)?;
-    ensure!(flags.nodes == 1, "a cluster of {} nodes is not possible yet: leave out --nodes", flags.nodes);
+    ensure!(flags.nodes.is_none_or(|nodes| (1..=NODES_MAX).contains(&nodes)), "--nodes is a number from 1 to {NODES_MAX}");
     preflight::check()?;
     let _lock = cluster.lock()?;
     let node = cluster.node(1);
     let mut progress = Progress::new()?;
     let kubeconfig = absolute(&kubeconfig::file_for_new_entries(cx.global.kubeconfig.as_deref())?)?;
     let known = cluster.record()?;
+    let known_nodes = known.as_ref().map_or(1, |record| record.nodes);
+    let nodes = flags.nodes.unwrap_or(known_nodes);
+    ensure!(
+        nodes >= known_nodes,
+        "cluster {} has {known_nodes} nodes already: to have fewer, 'edgectl down --name {}' takes it away first",
+        cluster.name(),
+        cluster.name()
+    );
 
     let mut record = match (init_pid(&cluster, &node)?, known) {
         (Some(_), Some(record)) => {
@@ -85,10 +106,12 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
             let known_port = known.as_ref().map(|record| record.api_port);
             let listener = listen(flags.api_port, known_port)?;
             let api_port = listener.local_addr().context("read the API's address")?.port();
-            let record = Record { api_port, kubeconfigs: known.map(|record| record.kubeconfigs).unwrap_or_default() };
+            let record = Record { api_port, nodes, kubeconfigs: known.map(|record| record.kubeconfigs).unwrap_or_default() };
             cluster.write_record(&record)?;
             progress.begin(&format!("node {node} has its namespaces"))?;
-            start_node(&cluster, &node, listener)?;
+            // What an earlier node of that name left behind when it was killed; the others were plugged into it.
+            cgroup::destroy(&cluster)?;
+            start_node(&cluster, 1, listener.into())?;
             progress.done()?;
             record
         }
@@ -100,6 +123,13 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     progress.begin(&format!("node {node} is Ready"))?;
     wait_for_node(&cluster, &client, &node).await?;
     progress.done()?;
+    if nodes > 1 {
+        if record.nodes != nodes {
+            record.nodes = nodes;
+            cluster.write_record(&record)?;
+        }
+        further_nodes(&cluster, nodes, &target, &client, &mut progress).await?;
+    }
 
     progress.begin(&format!("context {} is the current one of {}", cluster.context(), kubeconfig.display()))?;
     if !record.kubeconfigs.iter().any(|known| known.path == kubeconfig) {
@@ -109,10 +139,52 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     merge_context(&kubeconfig, &cluster.context(), &target)?;
     progress.done()?;
     if flags.demo {
-        demo::run(&cluster, &client, &kubeconfig.to_string_lossy(), &mut progress).await?;
+        demo::run(&cluster, nodes, &client, &kubeconfig.to_string_lossy(), &mut progress).await?;
     }
     progress.say(&next(&cluster, flags.demo))?;
     Ok(0)
+}
+
+/// Starts what is not running of the nodes behind the first, and lets those join that have not.
+async fn further_nodes(cluster: &Cluster, nodes: u8, target: &Target, client: &Client, progress: &mut Progress) -> Result<()> {
+    for number in 2..=nodes {
+        let node = cluster.node(number);
+        if init_pid(cluster, &node)?.is_none() {
+            progress.begin(&format!("node {node} has its namespaces"))?;
+            cgroup::destroy_node(cluster, &node)?;
+            start_node(cluster, number, node_network(cluster, &cluster.node(1))?.into())?;
+            progress.done()?;
+        }
+    }
+    let strangers: Vec<String> =
+        (2..=nodes).map(|number| cluster.node(number)).filter(|node| !cluster.places(node).agent_kubeconfig().exists()).collect();
+    if !strangers.is_empty() {
+        let token = Token::random();
+        token.create(client, TOKEN_TTL, "edgectl up").await?;
+        let joined = join(cluster, &strangers, target, &token, progress).await;
+        token.delete(client).await?;
+        joined?;
+    }
+    for node in (2..=nodes).map(|number| cluster.node(number)) {
+        progress.begin(&format!("node {node} is Ready"))?;
+        wait_for_node(cluster, client, &node).await?;
+        progress.done()?;
+    }
+    Ok(())
+}
+
+/// What `edgectl join` does on a board, for each of the nodes.
+async fn join(cluster: &Cluster, nodes: &[String], target: &Target, token: &Token, progress: &mut Progress) -> Result<()> {
+    let authority = Pin::of_pem(target.certificate_authority.as_deref().unwrap_or_default())?;
+    let master = Node::address(1).to_string();
+    for name in nodes {
+        progress.begin(&format!("node {name} has joined"))?;
+        let board = Board { master: &master, token, authority, name, places: &cluster.places(name) };
+        let dialer = Dialer::within(node_network(cluster, name)?.into());
+        board.join(&dialer).await.with_context(|| format!("join node {name}"))?;
+        progress.done()?;
+    }
+    Ok(())
 }
 
 /// What to type next.
@@ -183,23 +255,21 @@ fn listen(wanted: Option<u16>, known: Option<u16>) -> Result<TcpListener> {
     bind(known.unwrap_or(API_PORT)).or_else(|_| bind(0)).context("listen on 127.0.0.1")
 }
 
-/// Starts the node's init and waits until it has started the daemons.
-fn start_node(cluster: &Cluster, name: &str, listener: TcpListener) -> Result<()> {
-    // What an earlier node of that name left behind when it was killed.
-    cgroup::destroy(cluster)?;
+/// Starts the node's init and waits until it has started the daemons. `input` is what [`Node::command`] wants.
+fn start_node(cluster: &Cluster, number: u8, input: OwnedFd) -> Result<()> {
+    let name = &cluster.node(number);
     let root = cluster.root(name);
     std::fs::create_dir_all(&root).with_context(|| format!("make {}", root.display()))?;
     let node = Node {
         cluster: cluster.name().to_owned(),
         name: name.to_owned(),
-        number: 1,
+        number,
         root,
         log: cluster.log(name),
         up_pid: std::process::id() as i32,
         host_network_fd: -1,
     };
-    let mut process =
-        node.command(Stage::Enter, listener.into())?.stdout(Stdio::piped()).spawn().with_context(|| format!("start node {name}"))?;
+    let mut process = node.command(Stage::Enter, input)?.stdout(Stdio::piped()).spawn().with_context(|| format!("start node {name}"))?;
     let output = process.stdout.take().context("the node's output is piped")?;
     let mut last = String::new();
     for line in BufReader::new(output).lines() {

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cgroup;
 use super::cluster::Cluster;
-use super::link;
+use super::link::{self, Hub};
 
 /// The first argument of the process; no verb that people type.
 pub const ROLE: &str = "node-init";
@@ -59,17 +59,23 @@ pub struct Node {
 }
 
 impl Node {
-    /// Of the node's own link.
-    fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::new(172, 30, 0, 1 + self.number)
+    /// Of the link of the node with this number.
+    pub fn address(number: u8) -> Ipv4Addr {
+        Ipv4Addr::new(172, 30, 0, 1 + number)
     }
 
-    /// The command that becomes the node. Its standard input is the API's socket in the host's network namespace.
-    pub fn command(&self, stage: Stage, listener: OwnedFd) -> Result<Command> {
+    /// The first node runs the master, too.
+    fn is_first(&self) -> bool {
+        self.number == 1
+    }
+
+    /// The command that becomes the node. The standard input of the first node is the API's socket in the host's network namespace, that
+    /// of any other one the network namespace of the first, and for its init nothing.
+    pub fn command(&self, stage: Stage, input: OwnedFd) -> Result<Command> {
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
         command.args([ROLE, stage.name(), &serde_json::to_string(self).context("write node")?]);
-        command.stdin(listener);
+        command.stdin(input);
         Ok(command)
     }
 }
@@ -117,6 +123,10 @@ fn enter(mut node: Node) -> Result<()> {
     ensure!(nix::unistd::getppid().as_raw() == node.up_pid, "edgectl up has ended");
     cgroup::enter(&Cluster::new(&node.cluster)?, &node.name)?;
     let host_network = File::open("/proc/self/ns/net").context("open the host's network namespace")?;
+    let (hub, input) = match node.is_first() {
+        true => (None, input()?),
+        false => (Some(Hub { network: input()?, port: format!("node-{}", node.number) }), nothing()?.into()),
+    };
     let own = CloneFlags::CLONE_NEWCGROUP
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -125,17 +135,22 @@ fn enter(mut node: Node) -> Result<()> {
     unshare(own).context("make the node's namespaces")?;
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).context("part from the host's mounts")?;
     // Before the PID namespace: a process whose children belong to another one can start no thread.
-    crate::base::task::run(link::set_up(node.address()))?;
+    crate::base::task::run(link::set_up(Node::address(node.number), hub.as_ref()))?;
+    drop(hub);
     unshare(CloneFlags::CLONE_NEWPID).context("make the node's PID namespace")?;
     set_inherited(&host_network, true)?;
     node.host_network_fd = host_network.as_raw_fd();
-    node.command(Stage::Init, listener()?)?.spawn().context("start the node's init")?;
+    node.command(Stage::Init, input)?.spawn().context("start the node's init")?;
     Ok(())
 }
 
-/// The API's socket, which this process got as its standard input.
-fn listener() -> Result<OwnedFd> {
-    io::stdin().as_fd().try_clone_to_owned().context("take the API's socket")
+/// What this process got as its standard input.
+fn input() -> Result<OwnedFd> {
+    io::stdin().as_fd().try_clone_to_owned().context("take the standard input")
+}
+
+fn nothing() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/null").context("open /dev/null")
 }
 
 /// Whether the next program gets the descriptor.
@@ -148,7 +163,7 @@ fn set_inherited(descriptor: impl AsFd, inherited: bool) -> Result<()> {
 /// Process 1 of the node. Answers only if something fails; when it ends, the kernel ends all others of the node.
 fn init(node: &Node) -> Result<()> {
     close_all_but(&[0, 1, 2, node.host_network_fd]);
-    let listener = listener()?;
+    let listener = node.is_first().then(input).transpose()?;
     let host_network = File::open(format!("/proc/self/fd/{}", node.host_network_fd)).context("take the host's network namespace")?;
     nix::unistd::close(node.host_network_fd).context("close an inherited descriptor")?;
     nix::unistd::setsid().context("start a session")?;
@@ -165,13 +180,14 @@ fn init(node: &Node) -> Result<()> {
     signals.thread_block().context("block SIGCHLD")?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("open signalfd")?;
     let (output, input) = io::pipe().context("open the log's pipe")?;
-    let mut daemons =
-        [Daemon::new("master", node, "--listen-fd", listener)?, Daemon::new("agent", node, "--egress-netns-fd", host_network.into())?];
+    let master = listener.map(|listener| Daemon::new("master", node, "--listen-fd", listener)).transpose()?;
+    let agent = Daemon::new("agent", node, "--egress-netns-fd", host_network.into())?;
+    let mut daemons: Vec<Daemon> = master.into_iter().chain([agent]).collect();
     for daemon in &mut daemons {
         daemon.start(&input)?;
     }
     println!("{READY}");
-    let nothing = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    let nothing = nothing()?;
     nix::unistd::dup2_stdin(&nothing).context("let go of standard input")?;
     nix::unistd::dup2_stdout(&nothing).context("let go of standard output")?;
     nix::unistd::dup2_stderr(&nothing).context("let go of standard error")?;
