@@ -4,6 +4,7 @@
 mod container;
 mod environment;
 mod exec;
+mod identity;
 mod image_gc;
 mod logs;
 mod machine;
@@ -157,6 +158,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     log::info!("node={} registered address={host_ip} pods={pod_cidr}", node.facts.node_name);
     task::spawn(server::run(node.clone())).detach();
     task::spawn(sources::keep(node.clone())).detach();
+    task::spawn(identity::keep(node.clone())).detach();
     let keeper = node.clone();
     task::spawn(async move { node::keep(&keeper, &machine).await }).detach();
     // Before the first pod, which may be there for the sake of such an image.

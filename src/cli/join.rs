@@ -7,18 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use argh::{ArgsInfo, FromArgs};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
-use serde_json::{Value, json};
+use rcgen::KeyPair;
+use serde_json::json;
 
 use super::Context;
 use super::token::Token;
-use crate::api::{meta, validation};
+use crate::api::validation;
 use crate::base::file;
 use crate::base::place::Places;
-use crate::client::cache::{Event, Feed};
-use crate::client::{Client, Manner, Query, Target, kubeconfig, refusal};
+use crate::client::{Client, Manner, Query, Target, certificate, kubeconfig, refusal};
 use crate::wire::client::{Client as Wire, Endpoint};
 use crate::wire::dial::Dialer;
 use crate::wire::pin::Pin;
@@ -27,14 +24,7 @@ use crate::wire::tls::{self, Trust};
 
 /// The API's port, if none is given.
 const PORT: u16 = 6443;
-const REQUESTS: &str = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-const SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-const NODES: &str = "system:nodes";
-
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the master may take to sign; a good one takes milliseconds.
-const SIGN_DEADLINE: Duration = Duration::from_secs(30);
-
 #[derive(FromArgs, ArgsInfo, Debug)]
 /// make this board a node of a cluster
 pub struct Flags {
@@ -148,7 +138,7 @@ impl Board<'_> {
             return Ok(false);
         };
         let user = answer["status"]["userInfo"]["username"].as_str().unwrap_or_default();
-        let name = user.strip_prefix("system:node:").unwrap_or(user);
+        let name = user.strip_prefix(certificate::USER_PREFIX).unwrap_or(user);
         ensure!(name == self.name, "this board is node {name:?} of that cluster already: {away}");
         if known.server != server {
             let text = |pem: Option<Vec<u8>>| String::from_utf8(pem.unwrap_or_default()).context("a certificate is text");
@@ -179,61 +169,19 @@ impl Board<'_> {
             ..Target::default()
         };
         let client = Client::through(&target, Manner { timeout: Some(REQUEST_TIMEOUT), ..Manner::default() }, dialer.clone())?;
-        let request = json!({
-            "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"generateName": "node-csr-"},
-            "spec": {"signerName": SIGNER, "usages": ["digital signature", "client auth"], "request": BASE64.encode(self.request(key)?)},
-        });
-        let made = client.create(REQUESTS, &Query::new(), &request).await.map_err(|error| match refusal(&error) {
+        certificate::request(&client, self.name, key).await.map_err(|error| match refusal(&error) {
             Some(refused) if refused.code == 401 => anyhow!(
                 "the master does not accept the token: it is wrong, or has expired; \
                  'edgectl token create --print-join-command' on the master's board makes another one"
             ),
             _ => error.context("ask the master for a certificate"),
-        })?;
-        let name = meta::name(&made).to_owned();
-        let feed = Feed::start(client, REQUESTS.to_owned(), Query::new().with("fieldSelector", format!("metadata.name={name}")));
-        let signed = async {
-            loop {
-                let requests = match feed.next().await {
-                    Event::Relisted(requests) => requests,
-                    Event::Added(request) | Event::Modified(request) => vec![request],
-                    Event::Deleted(_) => bail!("the master has removed the request {name}"),
-                };
-                for request in requests {
-                    if let Some(certificate) = answer(&request)? {
-                        return Ok(certificate);
-                    }
-                }
-            }
-        };
-        let expired = async {
-            smol::Timer::after(SIGN_DEADLINE).await;
-            bail!("the master has not signed the request {name} within {} s", SIGN_DEADLINE.as_secs())
-        };
-        futures_lite::future::or(signed, expired).await
-    }
-
-    /// PKCS #10, PEM: a node's name and group, nothing more.
-    fn request(&self, key: &KeyPair) -> Result<String> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, NODES);
-        params.distinguished_name.push(DnType::CommonName, format!("system:node:{}", self.name));
-        Ok(params.serialize_request(key)?.pem()?)
+        })
     }
 
     fn write(&self, server: &str, authority: &str, certificate: &str, key: &str) -> Result<()> {
-        let user = format!("system:node:{}", self.name);
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "edgectl",
-            "clusters": [{"name": "edgectl", "cluster": {"server": server, "certificate-authority-data": BASE64.encode(authority)}}],
-            "users": [{"name": user, "user": {
-                "client-certificate-data": BASE64.encode(certificate), "client-key-data": BASE64.encode(key),
-            }}],
-            "contexts": [{"name": "edgectl", "context": {"cluster": "edgectl", "user": user}}],
-        });
+        let config = certificate::kubeconfig(server, authority.as_bytes(), self.name, certificate.as_bytes(), key.as_bytes())?;
         let path = self.places.agent_kubeconfig();
-        file::replace(&path, serde_yaml::to_string(&config)?.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))
+        file::replace(&path, config.as_bytes(), 0o600).with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -250,33 +198,9 @@ fn pending_key(path: &Path) -> Result<KeyPair> {
     KeyPair::from_pem(&pem).with_context(|| format!("read {}", path.display()))
 }
 
-/// The certificate of a request, PEM; None while nobody has decided.
-///
-/// # Errors
-/// What the master says against it.
-fn answer(request: &Value) -> Result<Option<String>> {
-    for condition in request["status"]["conditions"].as_array().into_iter().flatten() {
-        if condition["type"] == "Denied" || condition["type"] == "Failed" {
-            bail!("the master refuses: {}", condition["message"].as_str().unwrap_or("it says no reason"));
-        }
-    }
-    let Some(certificate) = request["status"]["certificate"].as_str().filter(|text| !text.is_empty()) else { return Ok(None) };
-    let pem = BASE64.decode(certificate).context("read the certificate")?;
-    Ok(Some(String::from_utf8(pem).context("read the certificate")?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_answer_is_a_certificate_or_a_reason() {
-        assert_eq!(answer(&json!({"status": {}})).unwrap(), None);
-        let signed = json!({"status": {"conditions": [{"type": "Approved"}], "certificate": BASE64.encode("PEM")}});
-        assert_eq!(answer(&signed).unwrap().as_deref(), Some("PEM"));
-        let denied = json!({"status": {"conditions": [{"type": "Denied", "message": "the name is taken"}]}});
-        assert_eq!(answer(&denied).unwrap_err().to_string(), "the master refuses: the name is taken");
-    }
 
     #[test]
     fn the_masters_address_has_a_port_of_its_own_or_the_usual_one() {

@@ -2,6 +2,7 @@
 //! It knows how to ask, never what the answer means.
 
 pub mod cache;
+pub mod certificate;
 pub mod discovery;
 mod failure;
 pub mod kubeconfig;
@@ -195,6 +196,15 @@ impl Client {
             timeout: manner.timeout,
             warnings: RefCell::default(),
         })))
+    }
+
+    /// From now on shows this certificate below that authority, all PEM. Connections that are open stay.
+    ///
+    /// # Errors
+    /// If key and certificate do not fit.
+    pub fn set_identity(&self, authority: &[u8], certificate: &[u8], key: &[u8]) -> Result<()> {
+        self.0.wire.set_tls(tls::client(Trust::Authority(authority), Some(Identity { certificate, key }), false)?);
+        Ok(())
     }
 
     /// `host:port` of the server.

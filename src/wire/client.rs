@@ -53,6 +53,8 @@ pub struct Client(Rc<Inner>);
 
 struct Inner {
     endpoint: Endpoint,
+    /// The endpoint's at first.
+    tls: RefCell<Option<Arc<ClientConfig>>>,
     authority: Authority,
     /// Held while a connection is made, so that requests that start together share it.
     http2: Mutex<Option<http2::SendRequest<Body>>>,
@@ -75,7 +77,8 @@ impl Client {
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.clone() };
         let authority = if *port == default_port { host } else { format!("{host}:{port}") };
         let authority = Authority::try_from(authority.as_str()).with_context(|| format!("the address {authority:?}"))?;
-        Ok(Self(Rc::new(Inner { endpoint, authority, http2: Mutex::new(None), idle: RefCell::default() })))
+        let tls = RefCell::new(endpoint.tls.clone());
+        Ok(Self(Rc::new(Inner { endpoint, tls, authority, http2: Mutex::new(None), idle: RefCell::default() })))
     }
 
     /// Sends a request whose URI is a path with its query, and waits for the head of the answer.
@@ -110,10 +113,10 @@ impl Client {
     /// If the server cannot be reached, or the connection breaks before the answer.
     pub async fn upgrade(&self, mut request: Request<Body>) -> anyhow::Result<(Response<Incoming>, Option<Upgraded>)> {
         let stream = self.0.endpoint.dialer.connect(&self.0.endpoint.host, self.0.endpoint.port).await?;
-        let mut sender = match &self.0.endpoint.tls {
+        let mut sender = match self.tls() {
             None => self.http1(stream).await?,
             Some(tls) => {
-                let mut tls = ClientConfig::clone(tls);
+                let mut tls = ClientConfig::clone(&tls);
                 tls.alpn_protocols = vec![b"http/1.1".to_vec()];
                 let stream = self.handshake(Arc::new(tls), stream).await?;
                 self.http1(stream).await?
@@ -130,14 +133,23 @@ impl Client {
         }
     }
 
+    /// Makes further connections with these settings; those that are open stay.
+    pub fn set_tls(&self, tls: Arc<ClientConfig>) {
+        self.0.tls.replace(Some(tls));
+    }
+
+    fn tls(&self) -> Option<Arc<ClientConfig>> {
+        self.0.tls.borrow().clone()
+    }
+
     /// The certificates that the server shows, its own first. A connection is made for it, and nothing is asked on it.
     ///
     /// # Errors
     /// If the server cannot be reached, or speaks no TLS.
     pub async fn certificates(&self) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         let endpoint = &self.0.endpoint;
-        let tls = endpoint.tls.as_ref().with_context(|| format!("{} is asked without TLS", self.0.authority))?;
-        let stream = self.handshake(tls.clone(), endpoint.dialer.connect(&endpoint.host, endpoint.port).await?).await?;
+        let tls = self.tls().with_context(|| format!("{} is asked without TLS", self.0.authority))?;
+        let stream = self.handshake(tls, endpoint.dialer.connect(&endpoint.host, endpoint.port).await?).await?;
         let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         Ok(chain.iter().map(|certificate| certificate.clone().into_owned()).collect())
     }
@@ -157,10 +169,10 @@ impl Client {
         }
         let endpoint = &self.0.endpoint;
         let stream = endpoint.dialer.connect(&endpoint.host, endpoint.port).await?;
-        let Some(tls) = &endpoint.tls else {
+        let Some(tls) = self.tls() else {
             return Ok(Connection::Http1(self.http1(stream).await?));
         };
-        let stream = self.handshake(tls.clone(), stream).await?;
+        let stream = self.handshake(tls, stream).await?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Ok(Connection::Http1(self.http1(stream).await?));
         }
@@ -228,4 +240,75 @@ pub(super) async fn speak_http2(
     })
     .detach();
     Ok(sender)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use futures_rustls::rustls::pki_types::pem::PemObject;
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    use super::*;
+    use crate::wire::tls::{self, Identity, Trust};
+    use crate::wire::{body, server};
+
+    /// An authority, and what it signs.
+    struct Authority {
+        pem: String,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            Self { issuer: Issuer::from_ca_cert_pem(&pem, key).unwrap(), pem }
+        }
+
+        fn sign(&self) -> (String, String) {
+            let (params, key) = (CertificateParams::new(vec!["localhost".to_owned()]).unwrap(), KeyPair::generate().unwrap());
+            (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+        }
+
+        fn client(&self, (certificate, key): &(String, String)) -> Arc<ClientConfig> {
+            let identity = Identity { certificate: certificate.as_bytes(), key: key.as_bytes() };
+            tls::client(Trust::Authority(self.pem.as_bytes()), Some(identity), false).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_changed_identity_is_shown_on_further_connections_only() {
+        task::run(async {
+            let authority = Authority::new();
+            let ((certificate, key), one, other) = (authority.sign(), authority.sign(), authority.sign());
+            let identity = Identity { certificate: certificate.as_bytes(), key: key.as_bytes() };
+            let settings = tls::server(identity, Some(authority.pem.as_bytes())).unwrap();
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            // Answers with the certificate that it was shown.
+            let handler: server::Handler = Rc::new(|_, peer| {
+                let shown = peer.certificate.as_ref().map(|certificate| certificate.to_vec()).unwrap_or_default();
+                Box::pin(async move { Response::new(Body::full(shown)) })
+            });
+            task::spawn(server::serve(listener, Some(settings), 8, handler)).detach();
+
+            let tls = Some(authority.client(&one));
+            let (host, dialer) = ("localhost".to_owned(), Dialer::default());
+            let client = Client::new(Endpoint { host, port, tls, server_name: None, dialer }).unwrap();
+            let der = |(pem, _): &(String, String)| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+            let request = || Request::get("/").body(Body::empty()).unwrap();
+            let read = async |answer: Response<Incoming>| body::read_all(answer.into_body(), 1 << 20).await.unwrap().to_vec();
+            assert_eq!(read(client.request(request()).await.unwrap()).await, der(&one));
+            client.set_tls(authority.client(&other));
+            assert_eq!(read(client.request(request()).await.unwrap()).await, der(&one), "the connection that is open");
+            // An upgrade has a connection of its own.
+            assert_eq!(read(client.upgrade(request()).await.unwrap().0).await, der(&other));
+
+            let chain = client.certificates().await.unwrap();
+            assert_eq!(chain.iter().map(|each| each.to_vec()).collect::<Vec<_>>(), [der(&(certificate, key))]);
+        });
+    }
 }

@@ -152,3 +152,61 @@ fn a_cluster_of_one_node_grows() {
     assert_eq!(lab.init(), first);
     lab.end();
 }
+
+/// A certificate of the first node's own that is good for ten minutes, asked for with the one that its agent has; and its key.
+fn short_certificate(lab: &Lab) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(rcgen::DnType::CommonName, format!("system:node:{}", lab.node()));
+    let request = params.serialize_request(&key).unwrap().pem().unwrap();
+    let encode = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+    let manifest = serde_json::json!({
+        "apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": "short"},
+        "spec": {"signerName": "kubernetes.io/kube-apiserver-client-kubelet", "usages": ["client auth"], "expirationSeconds": 600,
+            "request": encode(&request)},
+    });
+    let path = lab.file("short.json");
+    fs::write(&path, manifest.to_string()).unwrap();
+    let as_node = ["--as", &format!("system:node:{}", lab.node()), "--as-group", "system:nodes"];
+    lab.ok(&[&["create", "-f", path.to_str().unwrap()], &as_node[..]].concat());
+    let certificate = || lab.ok(&["get", "csr", "short", "-ojsonpath={.status.certificate}"]);
+    wait_until("it is signed", || !certificate().is_empty());
+    (certificate(), encode(&key.serialize_pem()))
+}
+
+#[test]
+fn an_agent_renews_its_certificate_before_it_ends_and_works_on() {
+    let lab = Lab::new("renew");
+    lab.up();
+    let path = lab.root().join("etc/edgectl/agent.conf");
+    let field = |config: &str, name: &str| {
+        let line = config.lines().find_map(|line| line.trim().strip_prefix(name)).expect("it has the field");
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    let first = fs::read_to_string(&path).unwrap();
+    let (certificate, key) = short_certificate(&lab);
+    let short = first.replace(&field(&first, "client-certificate-data"), &certificate).replace(&field(&first, "client-key-data"), &key);
+    fs::write(&path, &short).unwrap();
+
+    // With the next start it sees how little time is left.
+    let (agent, requests) = (lab.daemon("agent"), || lab.ok(&["get", "csr", "-oname"]).lines().count());
+    assert_eq!(requests(), 1);
+    lab.kill(agent);
+    wait_until("the certificate is renewed", || field(&fs::read_to_string(&path).unwrap(), "client-certificate-data") != certificate);
+    assert_eq!(requests(), 2);
+    let renewed = fs::read_to_string(&path).unwrap();
+    assert_ne!(field(&renewed, "client-key-data"), key);
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions()) & 0o777, 0o600);
+
+    // The same agent is let in with it when its connections were cut.
+    let agent = lab.daemon("agent");
+    lab.kill(lab.daemon("master"));
+    let lease = || lab.run(&["get", "lease", "-n", "kube-node-lease", &lab.node(), "-oname"]).status.success();
+    wait_until("the node speaks again", lease);
+    assert_eq!(lab.daemon("agent"), agent);
+    lab.up();
+    assert_eq!(requests(), 2, "and it asks no more");
+    lab.end();
+}
