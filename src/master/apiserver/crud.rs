@@ -144,8 +144,10 @@ impl Call<'_> {
             let User { name, uid, groups, extra } = self.user;
             for (field, content) in [("username", json!(name)), ("uid", json!(uid)), ("groups", json!(groups)), ("extra", json!(extra))] {
                 let empty = content.as_str() == Some("") || content.as_object().is_some_and(serde_json::Map::is_empty);
-                if !empty {
-                    value["spec"][field] = content;
+                match value["spec"].as_object_mut() {
+                    // What the client says of itself counts for nothing.
+                    Some(spec) if empty => drop(spec.remove(field)),
+                    _ => value["spec"][field] = content,
                 }
             }
         }
