@@ -14,6 +14,7 @@ mod recorder;
 mod report;
 mod resources;
 mod server;
+mod services;
 mod sources;
 mod status;
 mod volumes;
@@ -125,6 +126,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         bridge: BRIDGE.into(),
         mtu: MTU,
         lease_dir: places.run.join("leases"),
+        local_addresses: vec![services::DNS_ADDRESS],
     })?;
     network.setup().await.context("set up the pod network")?;
     let node = Rc::new(Node {
@@ -157,6 +159,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     node.recorder.node(recorder::Severity::Normal, "Starting", "Starting edgectl agent.".into());
     log::info!("node={} registered address={host_ip} pods={pod_cidr}", node.facts.node_name);
     task::spawn(server::run(node.clone())).detach();
+    let names = services::name_server(CLUSTER_DOMAIN, node.dialer.clone());
+    task::spawn(services::serve(names.clone())).detach();
+    task::spawn(services::follow(node.clone(), names)).detach();
     task::spawn(sources::keep(node.clone())).detach();
     task::spawn(identity::keep(node.clone())).detach();
     let keeper = node.clone();
@@ -378,6 +383,11 @@ impl Node {
             true => files::hosts_of_node(&fs::read_to_string("/etc/hosts").unwrap_or_default(), &aliases),
             false => files::hosts(&pod_ip.parse::<IpAddr>().into_iter().collect::<Vec<_>>(), &pod.hostname(), &domain, &aliases),
         };
+        let cluster_first = || DnsPolicy::ClusterFirst {
+            nameserver: services::DNS_ADDRESS.into(),
+            namespace: pod.metadata.namespace.clone(),
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+        };
         let of_node = Resolver::parse(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
         let options = spec.dns_config.options.iter().map(|option| match &option.value {
             Some(value) => format!("{}:{value}", option.name),
@@ -388,8 +398,14 @@ impl Node {
             searches: spec.dns_config.searches.clone(),
             options: options.collect(),
         };
-        // There is no name server of the cluster's own on this node: ClusterFirst falls back to the node's, as documented.
-        let policy = if spec.dns_policy == "None" { DnsPolicy::None } else { DnsPolicy::Default };
+        let policy = match spec.dns_policy.as_str() {
+            "None" => DnsPolicy::None,
+            "Default" => DnsPolicy::Default,
+            "ClusterFirstWithHostNet" => cluster_first(),
+            // Of a pod in the node's network the node's own resolver is meant.
+            _ if spec.host_network => DnsPolicy::Default,
+            _ => cluster_first(),
+        };
         (hosts, files::resolv_conf(policy, &of_node, &of_pod))
     }
 }

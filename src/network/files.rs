@@ -81,7 +81,6 @@ impl Resolver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DnsPolicy {
     /// Of a cluster with a name server of its own.
-    #[cfg(test)]
     ClusterFirst {
         nameserver: IpAddr,
         namespace: String,
@@ -94,7 +93,6 @@ pub enum DnsPolicy {
 /// /etc/resolv.conf of a pod: what the policy gives, the pod's `spec.dnsConfig` after it, cut to Kubernetes' limits.
 pub fn resolv_conf(policy: DnsPolicy, node: &Resolver, pod: &Resolver) -> String {
     let base = match policy {
-        #[cfg(test)]
         DnsPolicy::ClusterFirst { nameserver, namespace, cluster_domain } => {
             let cluster = [format!("{namespace}.svc.{cluster_domain}"), format!("svc.{cluster_domain}"), cluster_domain.to_owned()];
             Resolver {

@@ -3,6 +3,7 @@
 //! calls it, knows no Kubernetes object, and never touches a link or an nf_tables table that it did not make itself.
 
 mod cidr;
+pub mod dns;
 pub mod files;
 mod firewall;
 mod lease;
@@ -10,6 +11,7 @@ mod netlink;
 mod nftables;
 pub mod node;
 pub mod pod;
+pub mod services;
 #[cfg(test)]
 mod tests;
 
@@ -27,13 +29,14 @@ pub struct Network {
     leases: RefCell<lease::Leases>,
     /// Whose turn it is to change the rules.
     firewall: smol::lock::Mutex<()>,
+    services: RefCell<services::Services>,
 }
 
 impl Network {
     /// Reads the leases of earlier processes. Nothing in the kernel changes before `setup`.
     pub fn open(config: NodeConfig) -> Result<Self> {
         let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
-        Ok(Self { config, leases: RefCell::new(leases), firewall: smol::lock::Mutex::new(()) })
+        Ok(Self { config, leases: RefCell::new(leases), firewall: smol::lock::Mutex::new(()), services: RefCell::default() })
     }
 
     /// What is attached under this pod's UID, also by an earlier process.

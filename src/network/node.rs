@@ -25,6 +25,8 @@ pub struct NodeConfig {
     pub mtu: u32,
     /// Where the leases are kept; on a tmpfs, see `lease`.
     pub lease_dir: PathBuf,
+    /// Addresses that every node has for its own pods, on `lo`: the name server's.
+    pub local_addresses: Vec<Ipv4Addr>,
 }
 
 impl NodeConfig {
@@ -83,7 +85,7 @@ impl Network {
             for op in plan(config, observed.as_ref()) {
                 apply(handle, config, &op).await.with_context(|| format!("set up bridge {}", config.bridge))?;
             }
-            Ok(())
+            own_addresses(handle, &config.local_addresses).await
         })
         .await?;
         for (name, value) in switches(&config.bridge) {
@@ -130,6 +132,17 @@ async fn observe(handle: &Handle, bridge: &str) -> Result<Option<Bridge>> {
     let Some(link) = netlink::link(handle, bridge).await? else { return Ok(None) };
     let addresses = addresses(handle, link.index).await?;
     Ok(Some(Bridge { link, addresses }))
+}
+
+/// Gives `lo` the addresses that it lacks.
+async fn own_addresses(handle: &Handle, wanted: &[Ipv4Addr]) -> Result<()> {
+    let Some(loopback) = netlink::link(handle, "lo").await? else { return Ok(()) };
+    let observed = addresses(handle, loopback.index).await?;
+    for address in wanted.iter().filter(|address| !observed.contains(&(**address, 32))) {
+        let added = handle.address().add(loopback.index, (*address).into(), 32).execute().await;
+        added.map_err(netlink::failure).with_context(|| format!("add address {address} to lo"))?;
+    }
+    Ok(())
 }
 
 /// The IPv4 addresses of a link, each with its prefix length.
@@ -180,6 +193,7 @@ mod tests {
             bridge: "edge0".into(),
             mtu: 1450,
             lease_dir: PathBuf::new(),
+            local_addresses: vec![],
         }
     }
 

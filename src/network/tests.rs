@@ -37,6 +37,7 @@ impl Lab {
             bridge: "edge0".into(),
             mtu: 1450,
             lease_dir: self.lease_dir.clone(),
+            local_addresses: vec![],
         };
         Network::open(config).unwrap()
     }

@@ -43,7 +43,9 @@ impl Dialer {
         Err(last.context(format!("connect to {host}:{port}")))
     }
 
-    pub(super) async fn connect_address(&self, address: SocketAddr) -> anyhow::Result<Async<TcpStream>> {
+    /// # Errors
+    /// If nobody answers there within ten seconds.
+    pub async fn connect_address(&self, address: SocketAddr) -> anyhow::Result<Async<TcpStream>> {
         let descriptor = self.socket(address.ip(), SockType::Stream).await?;
         let timeout = async {
             Timer::after(CONNECT_TIMEOUT).await;
@@ -67,7 +69,11 @@ impl Dialer {
         Ok(stream)
     }
 
-    pub(super) async fn udp(&self, v6: bool) -> anyhow::Result<Async<UdpSocket>> {
+    /// A socket that is not connected yet.
+    ///
+    /// # Errors
+    /// If the kernel gives none.
+    pub async fn udp(&self, v6: bool) -> anyhow::Result<Async<UdpSocket>> {
         let family = if v6 { IpAddr::from([0u16; 8]) } else { IpAddr::from([0u8; 4]) };
         Ok(Async::new_nonblocking(UdpSocket::from(self.socket(family, SockType::Datagram).await?))?)
     }
