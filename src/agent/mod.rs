@@ -52,6 +52,7 @@ use worker::{Mailbox, Worker};
 
 /// Addresses of pods and of the API's own Service, as DESIGN has them for every cluster.
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
+const SERVICE_CIDR: &str = "10.96.0.0/16";
 const API_SERVICE: (&str, u16) = ("10.96.0.1", 443);
 const BRIDGE: &str = "edge0";
 const MTU: u32 = 1500;
@@ -123,6 +124,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let network = Network::open(NodeConfig {
         pod_cidr: pod_cidr.parse()?,
         cluster_cidr: CLUSTER_CIDR.parse()?,
+        service_cidr: SERVICE_CIDR.parse()?,
         bridge: BRIDGE.into(),
         mtu: MTU,
         lease_dir: places.run.join("leases"),
@@ -162,6 +164,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let names = services::name_server(CLUSTER_DOMAIN, node.dialer.clone());
     task::spawn(services::serve(names.clone())).detach();
     task::spawn(services::follow(node.clone(), names)).detach();
+    let keeper = node.clone();
+    task::spawn(async move { keeper.network.keep_services().await }).detach();
     task::spawn(sources::keep(node.clone())).detach();
     task::spawn(identity::keep(node.clone())).detach();
     let keeper = node.clone();

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::lease::Lease;
 use super::nftables::{self, Connection, Element, Expression, Hook, Observed, Register, Set, Transaction};
@@ -18,7 +18,8 @@ const TABLE: &str = "edgectl";
 const HOST_PORTS: Set =
     Set { name: "host-ports", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
 
-/// A pod that speaks to itself by a port of the node: it would drop a packet that comes from its own address.
+/// A pod that speaks to itself by a port of the node or by a Service: it would drop a packet that comes from its own address.
+/// All that this node may ever have are in it, so that no pod's coming and going changes it.
 const HAIRPINS: Set = Set { name: "hairpins", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[] };
 
 const SETS: [Set; 2] = [HOST_PORTS, HAIRPINS];
@@ -27,6 +28,9 @@ const PREROUTING: (&str, Hook) = ("prerouting", Hook { kind: "nat", number: libc
 const OUTPUT: (&str, Hook) = ("output", Hook { kind: "nat", number: libc::NF_INET_LOCAL_OUT as u32, priority: -100 });
 const POSTROUTING: (&str, Hook) = ("postrouting", Hook { kind: "nat", number: libc::NF_INET_POST_ROUTING as u32, priority: 100 });
 const HOST_PORTS_CHAIN: &str = "host-ports";
+
+/// Rules that others change meanwhile are read again, this many times.
+const ATTEMPTS_MAX: usize = 10;
 
 /// Where the addresses lie in an IPv4 header (RFC 791), and the destination port in a TCP, UDP or SCTP header.
 const SOURCE_OFFSET: u32 = 12;
@@ -53,7 +57,7 @@ enum Plan {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Change {
-    set: &'static str,
+    set: Set,
     delete: Vec<Element>,
     add: Vec<Element>,
 }
@@ -61,7 +65,8 @@ struct Change {
 impl Rules {
     pub fn desired<'a>(config: &NodeConfig, leases: impl Iterator<Item = &'a Lease>) -> Self {
         let mut host_ports = BTreeSet::new();
-        let mut hairpins = BTreeSet::new();
+        let addresses = (0..config.pod_cidr.size()).filter_map(|offset| config.pod_cidr.nth(offset));
+        let hairpins = addresses.map(|address| Element { key: [address.octets(), address.octets()].concat(), value: Vec::new() }).collect();
         for lease in leases {
             let address = lease.address.octets();
             for port in &lease.host_ports {
@@ -69,7 +74,6 @@ impl Rules {
                     key: [port.host_ip.octets(), [port.protocol.number(), 0, 0, 0], padded(port.host_port)].concat(),
                     value: [address, padded(port.container_port)].concat(),
                 });
-                hairpins.insert(Element { key: [address, address].concat(), value: Vec::new() });
             }
         }
         let elements = [(HOST_PORTS.name, host_ports), (HAIRPINS.name, hairpins)].into();
@@ -154,9 +158,10 @@ fn plan(desired: &Rules, observed: Option<&Observed>) -> Plan {
         return Plan::Rebuild;
     }
     let mut changes = Vec::new();
-    for (set, desired) in &desired.elements {
-        let observed = observed.elements.get(set).cloned().unwrap_or_default();
-        let delete: Vec<Element> = observed.difference(desired).cloned().collect();
+    for set in SETS {
+        let desired = desired.elements.get(set.name).cloned().unwrap_or_default();
+        let observed = observed.elements.get(set.name).cloned().unwrap_or_default();
+        let delete: Vec<Element> = observed.difference(&desired).cloned().collect();
         let add: Vec<Element> = desired.difference(&observed).cloned().collect();
         if !delete.is_empty() || !add.is_empty() {
             changes.push(Change { set, delete, add });
@@ -165,21 +170,29 @@ fn plan(desired: &Rules, observed: Option<&Observed>) -> Plan {
     if changes.is_empty() { Plan::Nothing } else { Plan::Elements(changes) }
 }
 
-/// Brings the kernel's table to what is desired. Blocks; see [`Transaction::commit`].
-pub fn apply(connection: &Connection, desired: &Rules) -> Result<()> {
-    let observed = nftables::observe(connection, TABLE, &SETS).with_context(|| format!("read table {TABLE}"))?;
-    let mut transaction = Transaction::new(TABLE);
-    match plan(desired, observed.as_ref()) {
-        Plan::Nothing => return Ok(()),
-        Plan::Elements(changes) => {
-            for change in changes {
-                transaction.delete_elements(change.set, &change.delete);
-                transaction.add_elements(change.set, &change.add);
+/// Brings the kernel's table to what is desired; answers the generation of the ruleset that it changed, if it did. Blocks; see
+/// [`Transaction::commit`].
+pub fn apply(connection: &Connection, desired: &Rules) -> Result<Option<u32>> {
+    for _ in 0..ATTEMPTS_MAX {
+        let generation = nftables::generation(connection).context("read the generation of the rules")?;
+        let observed = nftables::observe(connection, TABLE, &SETS).with_context(|| format!("read table {TABLE}"))?;
+        let mut transaction = Transaction::new(TABLE, generation);
+        match plan(desired, observed.as_ref()) {
+            Plan::Nothing => return Ok(None),
+            Plan::Elements(changes) => {
+                for change in changes {
+                    transaction.delete_elements(change.set, &change.delete);
+                    transaction.add_elements(change.set, &change.add);
+                }
             }
+            Plan::Rebuild => rebuild(&mut transaction, desired),
         }
-        Plan::Rebuild => rebuild(&mut transaction, desired),
+        match transaction.commit(connection) {
+            Err(error) if error.raw_os_error() == Some(libc::ERESTART) => {}
+            committed => return committed.map(|()| Some(generation)).with_context(|| format!("write table {TABLE}")),
+        }
     }
-    transaction.commit(connection).with_context(|| format!("write table {TABLE}"))
+    bail!("the rules change faster than table {TABLE} can be written")
 }
 
 fn rebuild(transaction: &mut Transaction, desired: &Rules) {
@@ -193,9 +206,8 @@ fn rebuild(transaction: &mut Transaction, desired: &Rules) {
     transaction.create_chain(HOST_PORTS_CHAIN, None);
     for set in SETS {
         transaction.create_set(set);
-    }
-    for (set, elements) in &desired.elements {
-        transaction.add_elements(set, &elements.iter().cloned().collect::<Vec<_>>());
+        let elements: Vec<Element> = desired.elements.get(set.name).into_iter().flatten().cloned().collect();
+        transaction.add_elements(set, &elements);
     }
     for (chain, comment, expressions) in desired.rules() {
         transaction.add_rule(chain, &comment, &expressions);
@@ -253,6 +265,6 @@ mod tests {
     #[test]
     fn ports_come_and_go_element_by_element() {
         let plan = plan(&rules(&[80, 82]), Some(&observed(&rules(&[80, 81]))));
-        assert_eq!(plan, Plan::Elements(vec![Change { set: "host-ports", delete: vec![element(81)], add: vec![element(82)] }]));
+        assert_eq!(plan, Plan::Elements(vec![Change { set: HOST_PORTS, delete: vec![element(81)], add: vec![element(82)] }]));
     }
 }

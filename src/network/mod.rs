@@ -1,6 +1,7 @@
-//! The pod network of one node: the bridge, a cable and an address for each pod, what leaves by which address, and the
-//! files in which a pod reads its own name and its name servers. It works in the network namespace of the thread that
-//! calls it, knows no Kubernetes object, and never touches a link or an nf_tables table that it did not make itself.
+//! The pod network of one node: the bridge, a cable and an address for each pod, what leaves by which address, what the
+//! addresses of Services lead to, and the files in which a pod reads its own name and its name servers. It works in the
+//! network namespace of the thread that calls it, knows no Kubernetes object, and never touches a link or an nf_tables table
+//! that it did not make itself.
 
 mod cidr;
 pub mod dns;
@@ -16,6 +17,7 @@ pub mod services;
 mod tests;
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use anyhow::Result;
 
@@ -27,16 +29,16 @@ pub use pod::{AttachConfig, Attachment, HostPort, Protocol};
 pub struct Network {
     config: NodeConfig,
     leases: RefCell<lease::Leases>,
-    /// Whose turn it is to change the rules.
-    firewall: smol::lock::Mutex<()>,
-    services: RefCell<services::Services>,
+    pending: RefCell<services::Pending>,
+    /// Whoever holds it may change the rules, also those of the pods.
+    services: Arc<smol::lock::Mutex<services::Services>>,
 }
 
 impl Network {
     /// Reads the leases of earlier processes. Nothing in the kernel changes before `setup`.
     pub fn open(config: NodeConfig) -> Result<Self> {
         let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
-        Ok(Self { config, leases: RefCell::new(leases), firewall: smol::lock::Mutex::new(()), services: RefCell::default() })
+        Ok(Self { config, leases: RefCell::new(leases), pending: RefCell::default(), services: Arc::default() })
     }
 
     /// What is attached under this pod's UID, also by an earlier process.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec};
+use rtnetlink::packet_route::route::RouteScope;
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
 use super::netlink::{self, Link};
 use super::nftables::Connection;
@@ -19,6 +20,8 @@ use super::{Cidr, Network, firewall};
 pub struct NodeConfig {
     pub pod_cidr: Cidr,
     pub cluster_cidr: Cidr,
+    /// The addresses of Services, see `services`.
+    pub service_cidr: Cidr,
     /// `edge0` unless a test says otherwise; at most 15 bytes.
     pub bridge: String,
     /// Bytes of the largest packet of a pod.
@@ -80,11 +83,14 @@ impl Network {
     pub async fn setup(&self) -> Result<()> {
         let config = &self.config;
         ensure!(config.pod_cidr.prefix() <= 30, "pod network {} has no room for a pod", config.pod_cidr);
+        // Each address has its element in the table of rules.
+        ensure!(config.pod_cidr.prefix() >= 20, "pod network {} is larger than a /20", config.pod_cidr);
         netlink::with(None, async |handle| {
             let observed = observe(handle, &config.bridge).await?;
             for op in plan(config, observed.as_ref()) {
                 apply(handle, config, &op).await.with_context(|| format!("set up bridge {}", config.bridge))?;
             }
+            route_services(handle, config).await?;
             own_addresses(handle, &config.local_addresses).await
         })
         .await?;
@@ -102,10 +108,16 @@ impl Network {
     /// Brings the node's rules to what configuration and leases ask for, on a thread that may wait for the kernel. One at a
     /// time: what was desired earlier must not be written later.
     pub(super) async fn apply_firewall(&self) -> Result<()> {
-        let _turn = self.firewall.lock().await;
+        let mut services = self.services.lock_arc().await;
         let rules = firewall::Rules::desired(&self.config, self.leases.borrow().iter());
         let connection = Connection::open().context("open nf_tables socket")?;
-        smol::unblock(move || firewall::apply(&connection, &rules)).await.context("set up nf_tables rules")
+        let changed = smol::unblock(move || -> Result<()> {
+            if let Some(generation) = firewall::apply(&connection, &rules)? {
+                services.follow(generation);
+            }
+            Ok(())
+        });
+        changed.await.context("set up nf_tables rules")
     }
 }
 
@@ -132,6 +144,20 @@ async fn observe(handle: &Handle, bridge: &str) -> Result<Option<Bridge>> {
     let Some(link) = netlink::link(handle, bridge).await? else { return Ok(None) };
     let addresses = addresses(handle, link.index).await?;
     Ok(Some(Bridge { link, addresses }))
+}
+
+/// The node's own connections to Services begin as if these were on the bridge: also a node without a default route reaches
+/// them, and under an address that the pods of all nodes can answer. Nothing really goes there; see `services`.
+async fn route_services(handle: &Handle, config: &NodeConfig) -> Result<()> {
+    let bridge = netlink::link(handle, &config.bridge).await?.context("bridge has gone")?;
+    let cidr = config.service_cidr;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(cidr.address(), cidr.prefix())
+        .output_interface(bridge.index)
+        .scope(RouteScope::Link)
+        .build();
+    let added = handle.route().add(route).replace().execute().await;
+    added.map_err(netlink::failure).with_context(|| format!("add route {cidr} to {}", config.bridge))
 }
 
 /// Gives `lo` the addresses that it lacks.
@@ -190,6 +216,7 @@ mod tests {
         NodeConfig {
             pod_cidr: "10.244.3.0/24".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
             bridge: "edge0".into(),
             mtu: 1450,
             lease_dir: PathBuf::new(),

@@ -1,6 +1,8 @@
 //! The pod network against the real kernel, each case in namespaces of its own and judged by `ip`, `nft` and `ping`.
 //! Nothing here may run in the machine's own network namespace.
 
+mod services;
+
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -34,6 +36,7 @@ impl Lab {
         let config = NodeConfig {
             pod_cidr: "10.244.3.0/24".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
             bridge: "edge0".into(),
             mtu: 1450,
             lease_dir: self.lease_dir.clone(),

@@ -31,6 +31,8 @@ pub const ELEMENT_KEY: u16 = 1;
 pub const ELEMENT_DATA: u16 = 2;
 pub const DATA_VALUE: u16 = 1;
 pub const DATA_VERDICT: u16 = 2;
+pub const GENERATION_ID: u16 = 1;
+pub const BATCH_GENERATION: u16 = libc::NFNL_BATCH_GENID as u16;
 
 /// The flag of an attribute that holds attributes; the bits that are no part of its number.
 const NESTED: u16 = 1 << 15;

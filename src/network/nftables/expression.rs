@@ -32,9 +32,22 @@ pub enum Expression<'a> {
     },
     /// What kind of address the destination is to this node: RTN_* of rtnetlink(7), in the machine's own order.
     LoadDestinationKind(Register),
+    /// The packet's mark, in the machine's own order.
+    LoadMark(Register),
+    SetMark(Register),
+    /// A number from 0 to below `below`, at random, in the machine's own order.
+    LoadRandom {
+        below: u32,
+        into: Register,
+    },
     And {
         register: Register,
         mask: [u8; 4],
+    },
+    /// Sets the bits of `bits`, whatever they were.
+    Or {
+        register: Register,
+        bits: [u8; 4],
     },
     /// The rule goes on only if the register holds, or does not hold, these bytes.
     Equal {
@@ -51,6 +64,11 @@ pub enum Expression<'a> {
         key: Register,
         value: Option<Register>,
     },
+    /// The rule goes on only if the verdict map holds the key that begins at `key`; what stands there is done.
+    Decide {
+        map: &'a str,
+        key: Register,
+    },
     /// The connection goes to this address and port instead.
     DestinationNat {
         address: Register,
@@ -59,11 +77,24 @@ pub enum Expression<'a> {
     /// The connection leaves by the address of the link it leaves on, from a random port.
     Masquerade,
     Jump(&'a str),
+    Drop,
+    /// Tells the sender by a TCP reset.
+    Reset,
+    /// Tells the sender that nothing listens on the port.
+    PortUnreachable,
 }
 
 // linux/netfilter/nf_tables.h and nf_nat.h.
 const META_DESTINATION: u16 = 1;
 const META_KEY: u16 = 2;
+const META_SOURCE: u16 = 3;
+const NUMGEN_DESTINATION: u16 = 1;
+const NUMGEN_MODULUS: u16 = 2;
+const NUMGEN_KIND: u16 = 3;
+const REJECT_KIND: u16 = 1;
+const REJECT_CODE: u16 = 2;
+/// linux/icmp.h: ICMP_PORT_UNREACH.
+const ICMP_PORT_UNREACHABLE: u8 = 3;
 const PAYLOAD_DESTINATION: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
@@ -104,15 +135,17 @@ impl Expression<'_> {
     /// The kernel's module for it.
     fn name(&self) -> &'static str {
         match self {
-            Self::LoadProtocol(_) => "meta",
+            Self::LoadProtocol(_) | Self::LoadMark(_) | Self::SetMark(_) => "meta",
+            Self::LoadRandom { .. } => "numgen",
             Self::LoadNetworkHeader { .. } | Self::LoadTransportHeader { .. } => "payload",
             Self::LoadDestinationKind(_) => "fib",
-            Self::Jump(_) => "immediate",
-            Self::And { .. } => "bitwise",
+            Self::Jump(_) | Self::Drop => "immediate",
+            Self::And { .. } | Self::Or { .. } => "bitwise",
             Self::Equal { .. } | Self::NotEqual { .. } => "cmp",
-            Self::LookUp { .. } => "lookup",
+            Self::LookUp { .. } | Self::Decide { .. } => "lookup",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
+            Self::Reset | Self::PortUnreachable => "reject",
         }
     }
 
@@ -121,6 +154,19 @@ impl Expression<'_> {
             Self::LoadProtocol(into) => {
                 at.be32(META_DESTINATION, into.number());
                 at.be32(META_KEY, libc::NFT_META_L4PROTO as u32);
+            }
+            Self::LoadMark(into) => {
+                at.be32(META_DESTINATION, into.number());
+                at.be32(META_KEY, libc::NFT_META_MARK as u32);
+            }
+            Self::SetMark(from) => {
+                at.be32(META_KEY, libc::NFT_META_MARK as u32);
+                at.be32(META_SOURCE, from.number());
+            }
+            Self::LoadRandom { below, into } => {
+                at.be32(NUMGEN_DESTINATION, into.number());
+                at.be32(NUMGEN_MODULUS, *below);
+                at.be32(NUMGEN_KIND, libc::NFT_NG_RANDOM as u32);
             }
             Self::LoadNetworkHeader { offset, length, into } => {
                 write_payload(at, libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, *length, *into)
@@ -133,13 +179,8 @@ impl Expression<'_> {
                 at.be32(FIB_RESULT, FIB_RESULT_ADDRTYPE);
                 at.be32(FIB_FLAGS, FIB_FLAG_DADDR);
             }
-            Self::And { register, mask } => {
-                at.be32(BITWISE_SOURCE, register.number());
-                at.be32(BITWISE_DESTINATION, register.number());
-                at.be32(BITWISE_BYTES, mask.len() as u32);
-                at.nested(BITWISE_MASK, |at| at.bytes(attribute::DATA_VALUE, mask));
-                at.nested(BITWISE_XOR, |at| at.bytes(attribute::DATA_VALUE, &[0; 4]));
-            }
+            Self::And { register, mask } => write_bitwise(at, *register, *mask, [0; 4]),
+            Self::Or { register, bits } => write_bitwise(at, *register, bits.map(|byte| !byte), *bits),
             Self::Equal { register, bytes } => write_comparison(at, libc::NFT_CMP_EQ, *register, bytes),
             Self::NotEqual { register, bytes } => write_comparison(at, libc::NFT_CMP_NEQ, *register, bytes),
             Self::LookUp { set, key, value } => {
@@ -149,6 +190,11 @@ impl Expression<'_> {
                     at.be32(LOOKUP_DESTINATION, value.number());
                 }
             }
+            Self::Decide { map, key } => {
+                at.string(LOOKUP_SET, map);
+                at.be32(LOOKUP_SOURCE, key.number());
+                at.be32(LOOKUP_DESTINATION, libc::NFT_REG_VERDICT as u32);
+            }
             Self::DestinationNat { address, port } => {
                 at.be32(NAT_TYPE, libc::NFT_NAT_DNAT as u32);
                 at.be32(NAT_FAMILY, u32::from(super::FAMILY));
@@ -156,17 +202,44 @@ impl Expression<'_> {
                 at.be32(NAT_PORT, port.number());
             }
             Self::Masquerade => at.be32(MASQUERADE_FLAGS, NAT_RANGE_PROTO_RANDOM_FULLY),
-            Self::Jump(chain) => {
-                at.be32(IMMEDIATE_DESTINATION, libc::NFT_REG_VERDICT as u32);
-                at.nested(IMMEDIATE_DATA, |at| {
-                    at.nested(attribute::DATA_VERDICT, |at| {
-                        at.be32(VERDICT_CODE, libc::NFT_JUMP as u32);
-                        at.string(VERDICT_CHAIN, chain);
-                    });
-                });
+            Self::Jump(chain) => write_immediate(at, libc::NFT_JUMP, Some(chain)),
+            Self::Drop => write_immediate(at, libc::NF_DROP, None),
+            Self::Reset => at.be32(REJECT_KIND, libc::NFT_REJECT_TCP_RST as u32),
+            Self::PortUnreachable => {
+                at.be32(REJECT_KIND, libc::NFT_REJECT_ICMP_UNREACH as u32);
+                at.bytes(REJECT_CODE, &[ICMP_PORT_UNREACHABLE]);
             }
         }
     }
+}
+
+fn write_immediate(at: &mut Writer, code: libc::c_int, chain: Option<&str>) {
+    at.be32(IMMEDIATE_DESTINATION, libc::NFT_REG_VERDICT as u32);
+    at.nested(IMMEDIATE_DATA, |at| write_verdict(at, code, chain));
+}
+
+/// What a rule or an element of a verdict map says is to be done.
+pub(super) fn write_verdict(at: &mut Writer, code: libc::c_int, chain: Option<&str>) {
+    at.nested(attribute::DATA_VERDICT, |at| {
+        at.be32(VERDICT_CODE, code as u32);
+        if let Some(chain) = chain {
+            at.string(VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+/// The chain that a verdict leads to.
+pub(super) fn chain_of(verdict: &[u8]) -> Option<String> {
+    attribute::find(verdict, VERDICT_CHAIN).map(attribute::text)
+}
+
+/// `register = register & mask ^ flipped`.
+fn write_bitwise(at: &mut Writer, register: Register, mask: [u8; 4], flipped: [u8; 4]) {
+    at.be32(BITWISE_SOURCE, register.number());
+    at.be32(BITWISE_DESTINATION, register.number());
+    at.be32(BITWISE_BYTES, mask.len() as u32);
+    at.nested(BITWISE_MASK, |at| at.bytes(attribute::DATA_VALUE, &mask));
+    at.nested(BITWISE_XOR, |at| at.bytes(attribute::DATA_VALUE, &flipped));
 }
 
 fn write_payload(at: &mut Writer, base: libc::c_int, offset: u32, length: u32, into: Register) {

@@ -13,7 +13,7 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use attribute::Writer;
 pub use expression::{Expression, Register};
-pub use observe::{Observed, observe};
+pub use observe::{Observed, generation, observe};
 
 /// NFPROTO_IPV4: the family `ip` of nft(8).
 const FAMILY: u8 = 2;
@@ -24,6 +24,9 @@ const NETLINK_NETFILTER: isize = 12;
 /// Elements in one message: the list is one attribute, whose length has 16 bits.
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
+/// The kernel refuses a transaction larger than the socket's buffer, which is at least 160 KB (net.core.wmem_default).
+pub const TRANSACTION_BYTES_MAX: usize = 128 * 1024;
+
 /// linux/netfilter/nfnetlink.h and nf_tables.h, as libc has them.
 const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 
@@ -31,6 +34,12 @@ const SUBSYSTEM: u16 = libc::NFNL_SUBSYS_NFTABLES as u16;
 pub const TYPE_IPV4_ADDR: u32 = 7;
 pub const TYPE_INET_PROTO: u32 = 12;
 pub const TYPE_INET_SERVICE: u32 = 13;
+/// Any number of four bytes in the machine's own order.
+pub const TYPE_MARK: u32 = 19;
+/// Alone as a map's value: a chain to go on in.
+pub const TYPE_VERDICT: u32 = 1;
+/// What the kernel calls that type: NFT_DATA_VERDICT.
+const KERNEL_TYPE_VERDICT: u32 = 0xffff_ff00;
 
 /// A concatenation of data types: its number for nft, and its length, four bytes for each part.
 fn concatenation(types: &[u32]) -> (u32, u32) {
@@ -47,8 +56,8 @@ pub struct Hook {
     pub priority: i32,
 }
 
-/// A set of concatenations, or a map from one concatenation to another.
-#[derive(Clone, Copy, Debug)]
+/// A set of concatenations, or a map from one concatenation to another or to a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Set {
     pub name: &'static str,
     pub key: &'static [u32],
@@ -56,7 +65,8 @@ pub struct Set {
     pub value: &'static [u32],
 }
 
-/// One element: the bytes of the key's parts and of the value's, each part filled up to four bytes. In a set it has no value.
+/// One element: the bytes of the key's parts and of the value's, each part filled up to four bytes. In a set it has no value,
+/// in a map to chains the chain's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
     pub key: Vec<u8>,
@@ -73,11 +83,23 @@ pub struct Transaction {
 }
 
 impl Transaction {
-    /// A transaction on the table `table` of the family `ip`.
-    pub fn new(table: &'static str) -> Self {
+    /// A transaction on the table `table` of the family `ip`. The kernel refuses it with ERESTART if the ruleset is not of
+    /// that generation any more: what was decided was decided of something else.
+    pub fn new(table: &'static str, generation: u32) -> Self {
         let mut transaction = Self { table, bytes: Vec::new(), sequence: 0, last_at: 0 };
-        transaction.message(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u16, |_| {});
+        transaction.message(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u16, |at| {
+            at.be32(attribute::BATCH_GENERATION, generation);
+        });
         transaction
+    }
+
+    /// Nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.sequence == 1
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Creates the table, or finds it.
@@ -108,6 +130,15 @@ impl Transaction {
         });
     }
 
+    /// Deletes a chain that nothing leads to, and the rules in it.
+    pub fn delete_chain(&mut self, name: &str) {
+        let table = self.table;
+        self.change(libc::NFT_MSG_DELCHAIN, 0, |at| {
+            at.string(attribute::CHAIN_TABLE, table);
+            at.string(attribute::CHAIN_NAME, name);
+        });
+    }
+
     /// Appends a rule. The comment is what `nft list` shows behind it, and by which `observe` knows it again.
     pub fn add_rule(&mut self, chain: &str, comment: &str, expressions: &[Expression]) {
         let table = self.table;
@@ -133,7 +164,10 @@ impl Transaction {
             at.string(attribute::SET_NAME, set.name);
             at.be32(attribute::SET_KEY_TYPE, key_type);
             at.be32(attribute::SET_KEY_BYTES, key_bytes);
-            if !set.value.is_empty() {
+            if set.value == [TYPE_VERDICT] {
+                at.be32(attribute::SET_FLAGS, libc::NFT_SET_MAP as u32);
+                at.be32(attribute::SET_DATA_TYPE, KERNEL_TYPE_VERDICT);
+            } else if !set.value.is_empty() {
                 at.be32(attribute::SET_FLAGS, libc::NFT_SET_MAP as u32);
                 at.be32(attribute::SET_DATA_TYPE, value_type);
                 at.be32(attribute::SET_DATA_BYTES, value_bytes);
@@ -143,26 +177,29 @@ impl Transaction {
     }
 
     /// Adds elements; that one is there with the same value is fine.
-    pub fn add_elements(&mut self, set: &str, elements: &[Element]) {
+    pub fn add_elements(&mut self, set: Set, elements: &[Element]) {
         self.elements(libc::NFT_MSG_NEWSETELEM, NLM_F_CREATE, set, elements);
     }
 
     /// Deletes elements; each must exist.
-    pub fn delete_elements(&mut self, set: &str, elements: &[Element]) {
+    pub fn delete_elements(&mut self, set: Set, elements: &[Element]) {
         self.elements(libc::NFT_MSG_DELSETELEM, 0, set, elements);
     }
 
-    fn elements(&mut self, message: libc::c_int, flags: u16, set: &str, elements: &[Element]) {
+    fn elements(&mut self, message: libc::c_int, flags: u16, set: Set, elements: &[Element]) {
         let table = self.table;
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             self.change(message, flags, |at| {
                 at.string(attribute::ELEMENTS_TABLE, table);
-                at.string(attribute::ELEMENTS_SET, set);
+                at.string(attribute::ELEMENTS_SET, set.name);
                 at.nested(attribute::ELEMENTS_LIST, |at| {
                     for element in chunk {
                         at.nested(attribute::LIST_ELEMENT, |at| {
                             at.nested(attribute::ELEMENT_KEY, |at| at.bytes(attribute::DATA_VALUE, &element.key));
-                            if !element.value.is_empty() {
+                            if set.value == [TYPE_VERDICT] {
+                                let chain = String::from_utf8_lossy(&element.value);
+                                at.nested(attribute::ELEMENT_DATA, |at| expression::write_verdict(at, libc::NFT_GOTO, Some(&chain)));
+                            } else if !element.value.is_empty() {
                                 at.nested(attribute::ELEMENT_DATA, |at| at.bytes(attribute::DATA_VALUE, &element.value));
                             }
                         });
@@ -175,6 +212,7 @@ impl Transaction {
     /// Sends it and waits for the kernel's answer: done, or the first refusal with nothing changed. Blocks, for tens of
     /// milliseconds when something is deleted: the kernel waits until no packet is on its way through it.
     pub fn commit(mut self, connection: &Connection) -> io::Result<()> {
+        assert!(!self.is_empty(), "a transaction without a change gets no answer");
         let last = self.sequence - 1;
         let flags_at = self.last_at + 6;
         let flags = u16::from_ne_bytes([self.bytes[flags_at], self.bytes[flags_at + 1]]) | NLM_F_ACK;
@@ -208,6 +246,11 @@ impl Transaction {
         self.bytes[begin..begin + 4].copy_from_slice(&length.to_ne_bytes());
         self.sequence += 1;
     }
+}
+
+/// The generation that a transaction makes of the one before it; the kernel leaves 0 out.
+pub fn next_generation(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
 }
 
 /// `struct nlmsghdr` with a length of 20 bytes, to be mended, and `struct nfgenmsg`.

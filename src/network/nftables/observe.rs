@@ -7,7 +7,7 @@ use std::io;
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST};
 
 use super::attribute::{self, Writer};
-use super::{Connection, Element, FAMILY, SUBSYSTEM, Set, header};
+use super::{Connection, Element, FAMILY, SUBSYSTEM, Set, expression, header};
 
 /// A list that changed while it was read is read again, this many times.
 const READS_MAX: usize = 10;
@@ -33,6 +33,22 @@ pub fn observe(connection: &Connection, table: &str, sets: &[Set]) -> io::Result
     Ok(Some(observed))
 }
 
+/// The number of the ruleset as it is now; each transaction of whomever makes the next one.
+pub fn generation(connection: &Connection) -> io::Result<u32> {
+    let request = header(SUBSYSTEM << 8 | libc::NFT_MSG_GETGEN as u16, NLM_F_REQUEST, 0, FAMILY, 0);
+    connection.0.send(&request, 0)?;
+    let (answer, _) = connection.0.recv_from_full()?;
+    for message in messages(&answer) {
+        if let Some(code) = message.error()? {
+            return Err(io::Error::from_raw_os_error(code));
+        }
+        if let Some(id) = attribute::find(message.body, attribute::GENERATION_ID) {
+            return id.try_into().map(u32::from_be_bytes).map_err(io::Error::other);
+        }
+    }
+    Err(io::Error::other("the kernel's answer has no generation"))
+}
+
 fn rules(connection: &Connection, table: &str) -> io::Result<BTreeMap<String, Vec<String>>> {
     let mut rules = BTreeMap::<String, Vec<String>>::new();
     let answer = dump(connection, libc::NFT_MSG_GETRULE, |at| at.string(attribute::RULE_TABLE, table))?;
@@ -53,7 +69,13 @@ fn elements(connection: &Connection, table: &str, set: &str) -> io::Result<BTree
         at.string(attribute::ELEMENTS_TABLE, table);
         at.string(attribute::ELEMENTS_SET, set);
     })?;
-    let part = |element, number| Some(attribute::find(attribute::find(element, number)?, attribute::DATA_VALUE)?.to_vec());
+    let part = |element, number| {
+        let data = attribute::find(element, number)?;
+        match attribute::find(data, attribute::DATA_VERDICT) {
+            Some(verdict) => expression::chain_of(verdict).map(String::into_bytes),
+            None => attribute::find(data, attribute::DATA_VALUE).map(<[u8]>::to_vec),
+        }
+    };
     let mut elements = BTreeSet::new();
     for message in messages(&answer) {
         let list = attribute::find(message.body, attribute::ELEMENTS_LIST).unwrap_or_default();

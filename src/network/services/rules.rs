@@ -1,0 +1,298 @@
+//! The nf_tables table of the Services: its sets, and rules that never name a Service. An address and port lead to a chain,
+//! and the chain picks one of the backends that stand under that address and port; it serves all Services with that many. So
+//! a Service comes, changes and goes by elements alone, and the kernel, which checks all chains when an element leads to one,
+//! has only as many to look at as there are different counts of backends.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+pub use super::super::nftables::Set;
+use super::super::nftables::{Expression, Hook, Observed, Register, Transaction};
+use super::super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR, TYPE_MARK, TYPE_VERDICT};
+use super::super::{Cidr, Protocol};
+use super::Backend;
+use super::plan::{Elements, Key, Step};
+
+pub const TABLE: &str = "edgectl-services";
+
+/// From an address of a Service and an index to a backend.
+const BACKENDS: Set = Set {
+    name: "backends",
+    key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_MARK],
+    value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE],
+};
+/// The same for a port of the node's own addresses.
+const NODE_PORT_BACKENDS: Set =
+    Set { name: "node-port-backends", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_MARK], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
+/// From an address of a Service to the chain of its kind.
+const SERVICES: Set = Set { name: "services", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT] };
+/// From a port of the node's own addresses to the chain of its kind.
+const NODE_PORTS: Set = Set { name: "node-ports", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT] };
+
+/// In the order in which they are written: what is written first is not led to yet.
+pub const SETS: [Set; 4] = [BACKENDS, NODE_PORT_BACKENDS, SERVICES, NODE_PORTS];
+const BACKENDS_RANK: usize = 0;
+const NODE_PORT_BACKENDS_RANK: usize = 1;
+const SERVICES_RANK: usize = 2;
+const NODE_PORTS_RANK: usize = 3;
+
+pub fn leads_to_chains(rank: usize) -> bool {
+    rank >= SERVICES_RANK
+}
+
+/// Further ones get no connections.
+pub const BACKENDS_MAX: usize = 1000;
+
+/// What Kubernetes' own proxy uses; the bit is taken away again before the packet leaves.
+const MASQUERADE_MARK: u32 = 0x4000;
+
+/// Host ports (see `firewall`) come first: a pod has asked for exactly this node.
+const DNAT_PRIORITY: i32 = -99;
+const PREROUTING: (&str, Hook) = ("prerouting", Hook { kind: "nat", number: libc::NF_INET_PRE_ROUTING as u32, priority: DNAT_PRIORITY });
+const OUTPUT: (&str, Hook) = ("output", Hook { kind: "nat", number: libc::NF_INET_LOCAL_OUT as u32, priority: DNAT_PRIORITY });
+const POSTROUTING: (&str, Hook) = ("postrouting", Hook { kind: "nat", number: libc::NF_INET_POST_ROUTING as u32, priority: 99 });
+const FORWARDED: (&str, Hook) = ("forwarded", Hook { kind: "filter", number: libc::NF_INET_FORWARD as u32, priority: 0 });
+const SENT: (&str, Hook) = ("sent", Hook { kind: "filter", number: libc::NF_INET_LOCAL_OUT as u32, priority: 0 });
+const REJECT_CHAIN: &str = "reject";
+const DROP_CHAIN: &str = "drop";
+const MASQUERADE_SUFFIX: &str = "-masquerade";
+
+/// Where the destination lies in an IPv4 header (RFC 791), and its port in a TCP, UDP or SCTP header.
+const DESTINATION_OFFSET: u32 = 16;
+const PORT_OFFSET: u32 = 2;
+
+/// Where connections to a Service come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Front {
+    Address(Ipv4Addr, Protocol, u16),
+    NodePort(Protocol, u16),
+}
+
+impl Front {
+    pub fn key(self) -> Key {
+        match self {
+            Self::Address(address, protocol, port) => {
+                (SERVICES_RANK, [address.octets(), [protocol.number(), 0, 0, 0], padded(port)].concat())
+            }
+            Self::NodePort(protocol, port) => (NODE_PORTS_RANK, [[protocol.number(), 0, 0, 0], padded(port)].concat()),
+        }
+    }
+
+    pub fn backend_key(self, index: u32) -> Key {
+        let rank = if matches!(self, Self::NodePort(..)) { NODE_PORT_BACKENDS_RANK } else { BACKENDS_RANK };
+        (rank, [&self.key().1, index.to_ne_bytes().as_slice()].concat())
+    }
+}
+
+impl fmt::Display for Front {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Address(address, protocol, port) => write!(f, "{address} {} {port}", protocol.name()),
+            Self::NodePort(protocol, port) => write!(f, "node port {} {port}", protocol.name()),
+        }
+    }
+}
+
+/// What is done with a connection, whatever Service it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Drop,
+    Pick { backends: u32, by_node_port: bool, masquerades: bool },
+}
+
+impl Kind {
+    /// Without backends the connection is dropped.
+    pub fn new(front: Front, backends: usize, masquerades: bool) -> Self {
+        match backends {
+            0 => Self::Drop,
+            _ => Self::Pick { backends: backends as u32, by_node_port: matches!(front, Front::NodePort(..)), masquerades },
+        }
+    }
+
+    pub fn chain(self) -> String {
+        match self {
+            Self::Drop => DROP_CHAIN.to_owned(),
+            Self::Pick { backends, by_node_port, masquerades } => {
+                let map = if by_node_port { NODE_PORTS } else { SERVICES }.name;
+                format!("{map}-{backends}{}", if masquerades { MASQUERADE_SUFFIX } else { "" })
+            }
+        }
+    }
+
+    pub fn of_chain(name: &[u8]) -> Option<Self> {
+        let name = std::str::from_utf8(name).ok()?;
+        if name == DROP_CHAIN {
+            return Some(Self::Drop);
+        }
+        let (name, masquerades) = name.strip_suffix(MASQUERADE_SUFFIX).map_or((name, false), |name| (name, true));
+        let (map, backends) = name.rsplit_once('-')?;
+        let by_node_port = [SERVICES, NODE_PORTS].iter().position(|set| set.name == map)? == 1;
+        Some(Self::Pick { backends: backends.parse().ok()?, by_node_port, masquerades })
+    }
+
+    fn rules(self) -> Vec<Rule> {
+        let Self::Pick { backends, by_node_port, masquerades } = self else {
+            return vec![("there is no backend".to_owned(), vec![Expression::Drop])];
+        };
+        let mut rules = Vec::new();
+        if masquerades {
+            let mark = vec![
+                Expression::LoadMark(Register(0)),
+                Expression::Or { register: Register(0), bits: MASQUERADE_MARK.to_ne_bytes() },
+                Expression::SetMark(Register(0)),
+            ];
+            rules.push(("the answer comes back by this node".to_owned(), mark));
+        }
+        let (mut pick, map, index) = match by_node_port {
+            true => (load_node_port().to_vec(), NODE_PORT_BACKENDS, Register(2)),
+            false => (load_service().to_vec(), BACKENDS, Register(3)),
+        };
+        pick.extend([
+            Expression::LoadRandom { below: backends, into: index },
+            Expression::LookUp { set: map.name, key: Register(0), value: Some(Register(0)) },
+            Expression::DestinationNat { address: Register(0), port: Register(1) },
+        ]);
+        rules.push((format!("one of {backends}"), pick));
+        rules
+    }
+}
+
+/// The comment says all that the rule does beside what its chain is for.
+type Rule = (String, Vec<Expression<'static>>);
+
+/// A port as a part of a concatenation.
+fn padded(port: u16) -> [u8; 4] {
+    let [high, low] = port.to_be_bytes();
+    [high, low, 0, 0]
+}
+
+pub fn backend_value(backend: Backend) -> Vec<u8> {
+    [backend.address.octets(), padded(backend.port)].concat()
+}
+
+/// `ip daddr . meta l4proto . th dport`
+fn load_service() -> [Expression<'static>; 3] {
+    [
+        Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) },
+        Expression::LoadProtocol(Register(1)),
+        Expression::LoadTransportHeader { offset: PORT_OFFSET, length: 2, into: Register(2) },
+    ]
+}
+
+/// `meta l4proto . th dport`
+fn load_node_port() -> [Expression<'static>; 2] {
+    [Expression::LoadProtocol(Register(0)), Expression::LoadTransportHeader { offset: PORT_OFFSET, length: 2, into: Register(1) }]
+}
+
+fn local() -> Vec<u8> {
+    u32::from(libc::RTN_LOCAL).to_ne_bytes().to_vec()
+}
+
+/// The rules of each chain in their order, but for the chains of kinds.
+fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'static>>)> {
+    let addresses = || [load_service().as_slice(), &[Expression::Decide { map: SERVICES.name, key: Register(0) }]].concat();
+    let node_ports = || {
+        let mut rule = vec![
+            Expression::LoadDestinationKind(Register(0)),
+            Expression::Equal { register: Register(0), bytes: local() },
+            Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) },
+            Expression::And { register: Register(0), mask: [255, 0, 0, 0] },
+            Expression::NotEqual { register: Register(0), bytes: Ipv4Addr::new(127, 0, 0, 0).octets().to_vec() },
+        ];
+        rule.extend(load_node_port());
+        rule.push(Expression::Decide { map: NODE_PORTS.name, key: Register(0) });
+        rule
+    };
+    let not_served = || {
+        vec![
+            Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) },
+            Expression::And { register: Register(0), mask: service_cidr.mask().octets() },
+            Expression::Equal { register: Register(0), bytes: service_cidr.address().octets().to_vec() },
+            Expression::LoadDestinationKind(Register(0)),
+            Expression::NotEqual { register: Register(0), bytes: local() },
+            Expression::Jump(REJECT_CHAIN),
+        ]
+    };
+    let masquerade = vec![
+        Expression::LoadMark(Register(0)),
+        Expression::And { register: Register(0), mask: MASQUERADE_MARK.to_ne_bytes() },
+        Expression::NotEqual { register: Register(0), bytes: vec![0; 4] },
+        // A packet that is wrapped into another hands its mark on to it.
+        Expression::LoadMark(Register(0)),
+        Expression::And { register: Register(0), mask: (!MASQUERADE_MARK).to_ne_bytes() },
+        Expression::SetMark(Register(0)),
+        Expression::Masquerade,
+    ];
+    let reset = vec![
+        Expression::LoadProtocol(Register(0)),
+        Expression::Equal { register: Register(0), bytes: vec![libc::IPPROTO_TCP as u8] },
+        Expression::Reset,
+    ];
+    let (to_address, to_node_port) = ("addresses of Services".to_owned(), "node ports".to_owned());
+    let nobody = format!("no Service of {service_cidr}");
+    vec![
+        (PREROUTING.0, to_address.clone(), addresses()),
+        (PREROUTING.0, to_node_port.clone(), node_ports()),
+        (OUTPUT.0, to_address, addresses()),
+        (OUTPUT.0, to_node_port, node_ports()),
+        (POSTROUTING.0, "by this node's address".to_owned(), masquerade),
+        (FORWARDED.0, nobody.clone(), not_served()),
+        (SENT.0, nobody, not_served()),
+        (REJECT_CHAIN, "tcp".to_owned(), reset),
+        (REJECT_CHAIN, "all else".to_owned(), vec![Expression::PortUnreachable]),
+    ]
+}
+
+/// Every rule is what it should be, and every element leads to a chain that has its rules.
+pub fn is_usable(observed: &Observed, elements: &Elements, service_cidr: Cidr) -> bool {
+    let mut expected = BTreeMap::<String, Vec<String>>::new();
+    for (chain, comment, _) in base_rules(service_cidr) {
+        expected.entry(chain.to_owned()).or_default().push(comment);
+    }
+    for kind in kinds_of(observed).chain(elements.kinds()) {
+        expected.insert(kind.chain(), kind.rules().into_iter().map(|(comment, _)| comment).collect());
+    }
+    expected == observed.rules
+}
+
+/// The kinds that have a chain.
+pub fn kinds_of(observed: &Observed) -> impl Iterator<Item = Kind> {
+    observed.rules.keys().filter_map(|chain| Kind::of_chain(chain.as_bytes()))
+}
+
+/// The table anew, without a Service.
+pub fn rebuild(transaction: &mut Transaction, service_cidr: Cidr) {
+    // Deleting what is not there is an error; creating what is there is none.
+    transaction.create_table();
+    transaction.delete_table();
+    transaction.create_table();
+    for (name, hook) in [PREROUTING, OUTPUT, POSTROUTING, FORWARDED, SENT] {
+        transaction.create_chain(name, Some(hook));
+    }
+    transaction.create_chain(REJECT_CHAIN, None);
+    for set in SETS {
+        transaction.create_set(set);
+    }
+    for (chain, comment, expressions) in base_rules(service_cidr) {
+        transaction.add_rule(chain, &comment, &expressions);
+    }
+}
+
+pub fn step(transaction: &mut Transaction, step: &Step) {
+    match step {
+        Step::CreateKind(kind) => {
+            let chain = kind.chain();
+            transaction.create_chain(&chain, None);
+            for (comment, expressions) in kind.rules() {
+                transaction.add_rule(&chain, &comment, &expressions);
+            }
+        }
+        Step::Put { rank, replaced, with } => {
+            transaction.delete_elements(SETS[*rank], replaced);
+            transaction.add_elements(SETS[*rank], with);
+        }
+        Step::Delete { rank, elements } => transaction.delete_elements(SETS[*rank], elements),
+        Step::DeleteKind(kind) => transaction.delete_chain(&kind.chain()),
+    }
+}
