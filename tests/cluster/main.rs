@@ -9,6 +9,7 @@ mod lab;
 mod node;
 mod pods;
 mod pull;
+mod services;
 mod up;
 mod verbs;
 mod volumes;

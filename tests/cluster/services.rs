@@ -1,0 +1,215 @@
+//! A Service on a whole cluster: from a pod by its name, from the node by its address and by the node's port - while its
+//! Deployment grows, shrinks and goes.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Lab, text, wait_until};
+
+/// Of one request; a refusal comes at once, silence would take this long.
+const REQUEST_SECONDS: &str = "3";
+/// So many that each of three replicas is all but certain to be met: one is missed once in 10^10 times.
+const REQUESTS: usize = 60;
+
+const MANIFEST: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: httpd
+        image: busybox
+        imagePullPolicy: Never
+        command: [sh, -c, "mkdir /www && hostname > /www/index.html && exec httpd -f -p 8080 -h /www"]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec:
+  selector: {app: nobody}
+  ports: [{port: 80}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: shell, image: busybox, imagePullPolicy: Never, command: [sleep, "3600"]}
+"#;
+
+/// A cluster with busybox on its node.
+fn cluster(topic: &str) -> Lab {
+    let lab = Lab::new(topic);
+    lab.up();
+    let layouts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/test-images");
+    let made = Command::new("tests/images/make").arg(&layouts).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let archive = lab.file("busybox.tar");
+    let source = format!("oci:{}:latest", layouts.join("busybox").display());
+    let target = format!("docker-archive:{}:docker.io/library/busybox:latest", archive.display());
+    let copied = Command::new("skopeo").args(["copy", "-q", &source, &target]).output().unwrap();
+    assert!(copied.status.success(), "{}", text(&copied.stderr));
+    lab.ok(&["image", "load", "--root", &lab.root().to_string_lossy(), "-i", &archive.to_string_lossy()]);
+    lab
+}
+
+fn get(lab: &Lab, arguments: &[&str]) -> Value {
+    serde_json::from_str(&lab.ok(&[&["get", "-o", "json"], arguments].concat())).unwrap()
+}
+
+/// The names of the Deployment's pods that are ready.
+fn replicas(lab: &Lab) -> BTreeSet<String> {
+    let pods = get(lab, &["pods", "-l", "app=web"]);
+    let is_ready = |pod: &&Value| {
+        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        let ready = conditions.filter(|condition| condition["type"] == "Ready" && condition["status"] == "True").count() == 1;
+        ready && pod["metadata"]["deletionTimestamp"].is_null()
+    };
+    let ready = pods["items"].as_array().unwrap().iter().filter(is_ready);
+    ready.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Runs a command in the node's network namespace.
+fn on_node(lab: &Lab, command: &[&str]) -> Output {
+    Command::new("nsenter").args(["-t", &lab.init().to_string(), "-n"]).args(command).output().unwrap()
+}
+
+/// Verbose, so that it says why it could not connect.
+const FETCH: [&str; 4] = ["curl", "-sv", "--max-time", REQUEST_SECONDS];
+
+fn fetch_on_node(lab: &Lab, url: &str) -> Output {
+    on_node(lab, &[FETCH.as_slice(), &[url]].concat())
+}
+
+/// Asks as the pod `client` would, by the machine's own program: that of a busybox linked statically to glibc cannot ask for names.
+struct Client {
+    pid: String,
+    resolver: PathBuf,
+}
+
+impl Client {
+    fn new(lab: &Lab) -> Self {
+        let pod = get(lab, &["pod", "client"]);
+        let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        let is_inside = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&id));
+        let pid = lab.processes().into_iter().find(is_inside).expect("the client runs").to_string();
+        let read = Command::new("nsenter").args(["-t", &pid, "-m", "cat", "/etc/resolv.conf"]).output().unwrap();
+        let resolver = lab.file("resolv.conf");
+        fs::write(&resolver, read.stdout).unwrap();
+        Self { pid, resolver }
+    }
+
+    fn fetch(&self, url: &str) -> Output {
+        let asked = format!("mount --bind {} /etc/resolv.conf && exec {} {url}", self.resolver.display(), FETCH.join(" "));
+        Command::new("nsenter").args(["-t", &self.pid, "-n", "unshare", "-m", "sh", "-c", &asked]).output().unwrap()
+    }
+}
+
+/// Who answers many requests. A request that fails is told with what it said.
+fn answers(fetch: impl Fn() -> Output) -> BTreeSet<String> {
+    let answer = |output: Output| match output.status.success() {
+        true => text(&output.stdout).trim().to_owned(),
+        false => format!("failed: {}", text(&output.stderr).trim()),
+    };
+    (0..REQUESTS).map(|_| answer(fetch())).collect()
+}
+
+fn is_refused_at_once(fetch: impl Fn() -> Output) {
+    let started = Instant::now();
+    let output = fetch();
+    assert!(text(&output.stderr).contains("Connection refused"), "{output:?}");
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
+
+/// Elements of all sets and maps of the table.
+fn elements(lab: &Lab) -> Vec<Value> {
+    let listed = on_node(lab, &["nft", "-j", "list", "ruleset"]);
+    assert!(listed.status.success(), "{}", text(&listed.stderr));
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let sets = listed["nftables"].as_array().unwrap().iter().filter_map(|item| item.get("map").or_else(|| item.get("set")));
+    let ours: Vec<&Value> = sets.filter(|set| set["table"] == "edgectl-services").collect();
+    assert!(!ours.is_empty(), "the table is missing: {listed}");
+    ours.into_iter().flat_map(|set| set["elem"].as_array().cloned().unwrap_or_default()).collect()
+}
+
+#[test]
+fn a_service_leads_to_its_replicas_wherever_it_is_asked() {
+    let lab = cluster("services");
+    let before = {
+        wait_until("the API's own Service has its rules", || {
+            on_node(&lab, &["nft", "list", "table", "ip", "edgectl-services"]).status.success()
+        });
+        wait_until("the API's own Service is served", || !elements(&lab).is_empty());
+        elements(&lab)
+    };
+    let file = lab.file("manifest.yaml");
+    fs::write(&file, MANIFEST).unwrap();
+    lab.ok(&["apply", "-f", &file.to_string_lossy()]);
+    wait_until("the client runs", || get(&lab, &["pod", "client"])["status"]["phase"] == "Running");
+    wait_until("two replicas are ready", || replicas(&lab).len() == 2);
+    let client = Client::new(&lab);
+    let service = get(&lab, &["service", "web"]);
+    let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let node_port = service["spec"]["ports"][0]["nodePort"].as_i64().unwrap();
+    let node = get(&lab, &["nodes"]);
+    let node_address = node["items"][0]["status"]["addresses"][0]["address"].as_str().unwrap().to_owned();
+    let urls = [format!("http://{address}"), format!("http://{node_address}:{node_port}")];
+
+    // By name from a pod; by address and by the node's port from the node.
+    let is_served_by = |wanted: &BTreeSet<String>| {
+        wait_until("the Service leads to its replicas", || answers(|| client.fetch("http://web")) == *wanted);
+        for url in &urls {
+            assert_eq!(answers(|| fetch_on_node(&lab, url)), *wanted, "{url}");
+        }
+        assert_eq!(answers(|| client.fetch(&urls[1])), *wanted);
+    };
+    let two = replicas(&lab);
+    is_served_by(&two);
+    is_refused_at_once(|| client.fetch("http://nobody"));
+    let nobody = get(&lab, &["service", "nobody"])["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    is_refused_at_once(|| fetch_on_node(&lab, &format!("http://{nobody}")));
+
+    lab.ok(&["scale", "deployment", "web", "--replicas", "3"]);
+    wait_until("three replicas are ready", || replicas(&lab).len() == 3);
+    is_served_by(&replicas(&lab));
+    lab.ok(&["scale", "deployment", "web", "--replicas", "0"]);
+    wait_until("no replica is left", || replicas(&lab).is_empty());
+    wait_until("nobody answers", || text(&fetch_on_node(&lab, &urls[0]).stderr).contains("Connection refused"));
+    is_refused_at_once(|| client.fetch("http://web"));
+    lab.ok(&["scale", "deployment", "web", "--replicas", "2"]);
+    wait_until("two replicas are ready again", || replicas(&lab).len() == 2);
+    is_served_by(&replicas(&lab));
+
+    // An agent that is gone, and rules that others have flushed.
+    let agent = lab.daemon("agent");
+    lab.kill(agent);
+    assert_eq!(answers(|| client.fetch(&urls[0])), replicas(&lab));
+    wait_until("the agent is back", || lab.find_daemon("agent").is_some_and(|found| found != agent));
+    assert!(on_node(&lab, &["nft", "flush", "ruleset"]).status.success());
+    wait_until("the rules are mended", || client.fetch(&urls[0]).status.success());
+
+    lab.ok(&["delete", "-f", &file.to_string_lossy()]);
+    wait_until("nothing of the Services is left in the node's rules", || elements(&lab) == before);
+    is_refused_at_once(|| fetch_on_node(&lab, &urls[0]));
+    lab.end();
+}
