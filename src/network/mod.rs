@@ -4,6 +4,7 @@
 //! that it did not make itself.
 
 mod cidr;
+mod conntrack;
 pub mod dns;
 pub mod files;
 mod firewall;

@@ -68,6 +68,11 @@ impl Writer<'_> {
         self.with(number | NESTED, |buffer| write(&mut Writer(buffer)));
     }
 
+    /// Attributes as they were read.
+    pub fn raw(&mut self, attributes: &[u8]) {
+        self.0.extend_from_slice(attributes);
+    }
+
     fn with(&mut self, number: u16, write: impl FnOnce(&mut Vec<u8>)) {
         let begin = self.0.len();
         self.0.extend_from_slice(&[0; 4]);

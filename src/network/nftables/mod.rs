@@ -2,7 +2,7 @@
 //! An own encoder of some hundred lines, because the crates that exist either drive the `nft` program or carry the whole
 //! grammar. It knows tables, chains, rules, sets and elements (linux/netfilter/nf_tables.h), and nothing of pods.
 
-mod attribute;
+pub mod attribute;
 mod expression;
 mod observe;
 
@@ -13,10 +13,10 @@ use rtnetlink::sys::{Socket, SocketAddr};
 
 use attribute::Writer;
 pub use expression::{Expression, Register};
-pub use observe::{Observed, generation, observe};
+pub use observe::{Observed, generation, messages, observe};
 
 /// NFPROTO_IPV4: the family `ip` of nft(8).
-const FAMILY: u8 = 2;
+pub const FAMILY: u8 = 2;
 
 /// NETLINK_NETFILTER, netlink(7).
 const NETLINK_NETFILTER: isize = 12;
@@ -219,9 +219,9 @@ impl Transaction {
         self.bytes[flags_at..flags_at + 2].copy_from_slice(&flags.to_ne_bytes());
         self.message(libc::NFNL_MSG_BATCH_END as u16, 0, 0, libc::NFNL_SUBSYS_NFTABLES as u16, |_| {});
 
-        connection.0.send(&self.bytes, 0)?;
+        connection.send(&self.bytes)?;
         loop {
-            let (answer, _) = connection.0.recv_from_full()?;
+            let answer = connection.receive()?;
             for message in observe::messages(&answer) {
                 match message.error()? {
                     Some(0) if message.sequence == last => return Ok(()),
@@ -254,7 +254,7 @@ pub fn next_generation(generation: u32) -> u32 {
 }
 
 /// `struct nlmsghdr` with a length of 20 bytes, to be mended, and `struct nfgenmsg`.
-fn header(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> [u8; 20] {
+pub fn header(kind: u16, flags: u16, sequence: u32, family: u8, resource: u16) -> [u8; 20] {
     let mut header = [0; 20];
     header[..4].copy_from_slice(&20_u32.to_ne_bytes());
     header[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -274,5 +274,14 @@ impl Connection {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self(socket))
+    }
+
+    pub fn send(&self, request: &[u8]) -> io::Result<()> {
+        self.0.send(request, 0).map(|_| ())
+    }
+
+    /// Messages, at least one; see [`messages`].
+    pub fn receive(&self) -> io::Result<Vec<u8>> {
+        self.0.recv_from_full().map(|(answer, _)| answer)
     }
 }

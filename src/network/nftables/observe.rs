@@ -36,8 +36,8 @@ pub fn observe(connection: &Connection, table: &str, sets: &[Set]) -> io::Result
 /// The number of the ruleset as it is now; each transaction of whomever makes the next one.
 pub fn generation(connection: &Connection) -> io::Result<u32> {
     let request = header(SUBSYSTEM << 8 | libc::NFT_MSG_GETGEN as u16, NLM_F_REQUEST, 0, FAMILY, 0);
-    connection.0.send(&request, 0)?;
-    let (answer, _) = connection.0.recv_from_full()?;
+    connection.send(&request)?;
+    let answer = connection.receive()?;
     for message in messages(&answer) {
         if let Some(code) = message.error()? {
             return Err(io::Error::from_raw_os_error(code));
@@ -103,11 +103,11 @@ fn dump(connection: &Connection, message: libc::c_int, write: impl Fn(&mut Write
 
 /// `None` if the list changed meanwhile. Reads to the end also then: what follows belongs to the next request.
 fn dump_once(connection: &Connection, request: &[u8]) -> io::Result<Option<Vec<u8>>> {
-    connection.0.send(request, 0)?;
+    connection.send(request)?;
     let mut answers = Vec::new();
     let mut is_whole = true;
     loop {
-        let (answer, _) = connection.0.recv_from_full()?;
+        let answer = connection.receive()?;
         for message in messages(&answer) {
             is_whole &= message.flags & NLM_F_DUMP_INTR == 0;
             match message.error()? {
@@ -125,7 +125,7 @@ fn dump_once(connection: &Connection, request: &[u8]) -> io::Result<Option<Vec<u
 }
 
 /// One message of an answer; `body` is what stands behind nfnetlink's header.
-pub(super) struct Message<'a> {
+pub struct Message<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
@@ -146,7 +146,7 @@ impl Message<'_> {
 }
 
 /// The messages in `bytes`; ends at the first that is malformed.
-pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
         let whole = bytes.get(..length).filter(|whole| whole.len() >= 16)?;

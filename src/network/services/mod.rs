@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use smol::Timer;
 
 use super::nftables::{self, Connection, Observed, Transaction};
-use super::{Cidr, Network, Protocol};
+use super::{Cidr, Network, Protocol, conntrack};
+use conntrack::Stale;
 use plan::{Elements, Plan, Users};
 
 /// How often it is looked whether others have changed the kernel's rules: one small question to the kernel.
@@ -112,7 +113,14 @@ impl Services {
             match write(connection, generation, &plan, service_cidr) {
                 Ok((generation, bytes)) => {
                     self.generation = Some(generation);
-                    self.settle(plan);
+                    let stale = self.settle(plan);
+                    // By now nothing new can come to lead there.
+                    if !stale.is_empty() {
+                        match conntrack::forget(connection, &stale) {
+                            Ok(connections) => log::debug!("{connections} connections to backends that are gone forgotten"),
+                            Err(error) => log::warn!("forget connections to backends that are gone: {error}"),
+                        }
+                    }
                     return Ok(bytes);
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ERESTART) => {}
@@ -149,7 +157,8 @@ impl Services {
         }
     }
 
-    fn settle(&mut self, plan: Plan) {
+    /// Answers which connections have to be forgotten.
+    fn settle(&mut self, plan: Plan) -> Stale {
         if !plan.conflicts.is_empty() && !self.has_conflicts {
             let contested: Vec<String> = plan.conflicts.iter().map(ToString::to_string).collect();
             log::warn!("more than one Service wants {}", contested.join(", "));
@@ -162,6 +171,7 @@ impl Services {
                 false => self.known.insert(name, ports),
             };
         }
+        plan.stale
     }
 }
 

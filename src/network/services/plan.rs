@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::conntrack::Stale;
 use super::super::nftables::{Element, Observed};
 use super::rules::{self, BACKENDS_MAX, Front, Kind, SETS};
 use super::{Backend, Pending, ServicePort};
@@ -79,6 +80,24 @@ impl Elements {
         Self { by_key: SETS.iter().enumerate().flat_map(of_set).collect(), conflicts: Vec::new() }
     }
 
+    /// The datagrams that must not go on as they did, once these have become `after`.
+    fn stale(&self, after: &Self) -> Stale {
+        let mut stale = Stale::default();
+        for ((rank, key), value) in self.by_key.iter().filter(|((rank, _), _)| !rules::leads_to_chains(*rank)) {
+            let (Some(front), Some(backend)) = (rules::datagram_front(*rank, key), rules::backend_of(value)) else { continue };
+            // It may stand under another index.
+            let prefix = &key[..key.len() - rules::INDEX_BYTES];
+            let still =
+                after.by_key.range((*rank, prefix.to_vec())..).take_while(|((other, key), _)| other == rank && key.starts_with(prefix));
+            if !still.map(|(_, value)| value).any(|other| other == value) {
+                stale.gone.insert((front, backend));
+            }
+        }
+        let entrances = after.by_key.keys().filter(|key| rules::leads_to_chains(key.0) && !self.by_key.contains_key(*key));
+        stale.fresh.extend(entrances.filter_map(|(rank, key)| rules::datagram_front(*rank, key)));
+        stale
+    }
+
     /// What is done with the connections that come by each entrance.
     pub fn kinds(&self) -> impl Iterator<Item = Kind> {
         self.by_key.iter().filter(|((rank, _), _)| rules::leads_to_chains(*rank)).filter_map(|(_, chain)| Kind::of_chain(chain))
@@ -140,6 +159,8 @@ pub struct Plan {
     /// What is true once the steps are done.
     pub users: Users,
     pub conflicts: Vec<Front>,
+    /// What has to be forgotten then.
+    pub stale: Stale,
 }
 
 impl Plan {
@@ -163,7 +184,7 @@ impl Plan {
             steps.push(Step::Delete { rank: chunk[0].0.0, elements: chunk.iter().copied().map(element).collect() });
         }
         steps.extend(present.0.keys().filter(|kind| !users.0.contains_key(kind)).map(|kind| Step::DeleteKind(*kind)));
-        Self { rebuild: false, steps, users, conflicts: after.conflicts }
+        Self { rebuild: false, steps, users, stale: before.stale(&after), conflicts: after.conflicts }
     }
 }
 
@@ -224,6 +245,24 @@ mod tests {
         let mut changed = service(2);
         changed.backends[1].port = 8081;
         assert_eq!(steps(&[service(2)], &[changed]), ["put backends 1 for 1"]);
+    }
+
+    #[test]
+    fn datagrams_go_on_only_to_backends_that_are_there() {
+        let of = |backends: std::ops::Range<u8>| {
+            let mut service = ServicePort { protocol: Protocol::Udp, port: 53, ..service(backends.end) };
+            service.backends.drain(..backends.start as usize);
+            let mut elements = Elements::default();
+            elements.add(&[service]);
+            elements
+        };
+        let front = (Some([10, 96, 0, 7].into()), 53);
+        let gone = |last: u8| (front, Backend { address: [10, 244, 0, last].into(), port: 8080 });
+        let check = |before: Elements, after: Elements, expected: Stale| assert_eq!(before.stale(&after), expected);
+        check(of(0..3), of(1..3), Stale { gone: [gone(0)].into(), fresh: [].into() });
+        check(of(0..2), of(0..0), Stale { gone: [gone(0), gone(1)].into(), fresh: [].into() });
+        check(of(0..0), of(0..2), Stale { gone: [].into(), fresh: [front].into() });
+        check(of(0..2), of(0..2), Stale::default());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 pub use super::super::nftables::Set;
 use super::super::nftables::{Expression, Hook, Observed, Register, Transaction};
 use super::super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR, TYPE_MARK, TYPE_VERDICT};
-use super::super::{Cidr, Protocol};
+use super::super::{Cidr, Protocol, conntrack};
 use super::Backend;
 use super::plan::{Elements, Key, Step};
 
@@ -40,6 +40,9 @@ const NODE_PORTS_RANK: usize = 3;
 pub fn leads_to_chains(rank: usize) -> bool {
     rank >= SERVICES_RANK
 }
+
+/// At the end of a backend's key.
+pub const INDEX_BYTES: usize = 4;
 
 /// Further ones get no connections.
 pub const BACKENDS_MAX: usize = 1000;
@@ -91,6 +94,18 @@ impl fmt::Display for Front {
             Self::Address(address, protocol, port) => write!(f, "{address} {} {port}", protocol.name()),
             Self::NodePort(protocol, port) => write!(f, "node port {} {port}", protocol.name()),
         }
+    }
+}
+
+/// Where datagrams that come by this key are sent; nothing for other protocols.
+pub fn datagram_front(rank: usize, key: &[u8]) -> Option<conntrack::Front> {
+    let (address, rest) = match rank {
+        BACKENDS_RANK | SERVICES_RANK => (Some(Ipv4Addr::from(*key.first_chunk::<4>()?)), &key[4..]),
+        _ => (None, key),
+    };
+    match rest {
+        [protocol, _, _, _, high, low, ..] if *protocol == Protocol::Udp.number() => Some((address, u16::from_be_bytes([*high, *low]))),
+        _ => None,
     }
 }
 
@@ -165,6 +180,13 @@ type Rule = (String, Vec<Expression<'static>>);
 fn padded(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
+}
+
+pub fn backend_of(value: &[u8]) -> Option<Backend> {
+    match value {
+        [a, b, c, d, high, low, ..] => Some(Backend { address: [*a, *b, *c, *d].into(), port: u16::from_be_bytes([*high, *low]) }),
+        _ => None,
+    }
 }
 
 pub fn backend_value(backend: Backend) -> Vec<u8> {

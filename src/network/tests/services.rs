@@ -187,17 +187,73 @@ fn a_service_is_reached_from_outside() {
     assert_eq!(count("edgectl-services"), 0, "{}", rules());
 }
 
+/// Answers every datagram with the pod's name.
+fn echo(pod: &Pod, port: u16) {
+    let (netns, name) = (File::open(pod.netns()).unwrap(), pod.uid.clone());
+    let server = netlink::within(netns.as_fd(), || UdpSocket::bind(("0.0.0.0", port))).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, peer)) = server.recv_from(&mut buffer) {
+            server.send_to(name.as_bytes(), peer).unwrap();
+        }
+    });
+}
+
+/// One client, one port: for the kernel one connection.
+fn ask_again(socket: &UdpSocket) -> std::io::Result<String> {
+    socket.send(b"question")?;
+    let mut buffer = [0; 64];
+    socket.recv(&mut buffer).map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+#[test]
+fn datagrams_leave_a_backend_that_is_gone() {
+    let cluster = Cluster::new();
+    cluster.pods.iter().for_each(|pod| echo(pod, 5353));
+    let serve = |index: usize| {
+        cluster.set(|port| {
+            port.protocol = Protocol::Udp;
+            port.port = 53;
+            port.node_port = Some(30053);
+            port.backends = vec![Backend { port: 5353, ..cluster.backends[index] }];
+            port.external_backends = port.backends.clone();
+        });
+    };
+    let socket = |pod: &Pod, address: &str, port: u16| {
+        let netns = File::open(pod.netns()).unwrap();
+        let socket = netlink::within(netns.as_fd(), || UdpSocket::bind("0.0.0.0:0")).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.connect(SocketAddr::new(address.parse().unwrap(), port)).unwrap();
+        socket
+    };
+    let inside = socket(&cluster.client, ADDRESS, 53);
+    let outside = socket(&cluster.outside, "192.0.2.1", 30053);
+    let connections = || sh("conntrack -L -p udp 2>/dev/null");
+    smol::block_on(cluster.network.apply_services()).unwrap();
+    // Before there is such a port the node itself is asked, and says no.
+    assert_eq!(ask_again(&outside).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(ask_again(&inside).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    for (index, name) in [(0, "a"), (1, "b")] {
+        serve(index);
+        assert_eq!([&inside, &outside].map(|socket| ask_again(socket).unwrap()), [name, name]);
+        let other = format!("src={}", cluster.backends[1 - index].address);
+        assert!(!connections().contains(&other), "{}", connections());
+    }
+    assert_eq!(connections().matches("dport=53 ").count(), 1, "{}", connections());
+    // The same again is nothing to forget.
+    let before = sh("conntrack -L -p udp -o id 2>/dev/null | sed 's/.* id=//'");
+    serve(1);
+    assert_eq!(sh("conntrack -L -p udp -o id 2>/dev/null | sed 's/.* id=//'"), before);
+    cluster.network.set_service("shop/web", vec![]);
+    smol::block_on(cluster.network.apply_services()).unwrap();
+    assert!(!connections().contains("dport=53 "), "{}", connections());
+    assert_eq!(ask_again(&inside).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
 #[test]
 fn datagrams_reach_a_service_and_come_back_from_its_address() {
     let cluster = Cluster::new();
-    let netns = File::open(cluster.pods[0].netns()).unwrap();
-    let server = netlink::within(netns.as_fd(), || UdpSocket::bind("0.0.0.0:5353")).unwrap();
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((length, peer)) = server.recv_from(&mut buffer) {
-            server.send_to(&buffer[..length], peer).unwrap();
-        }
-    });
+    echo(&cluster.pods[0], 5353);
     cluster.set(|port| {
         port.protocol = Protocol::Udp;
         port.port = 53;
@@ -209,11 +265,9 @@ fn datagrams_reach_a_service_and_come_back_from_its_address() {
         socket.set_read_timeout(Some(Duration::from_secs(5)))?;
         // Connected: only what comes from the Service's own address is received.
         socket.connect(SocketAddr::new(ADDRESS.parse().unwrap(), port))?;
-        socket.send(b"question")?;
-        let mut buffer = [0; 64];
-        socket.recv(&mut buffer).map(|length| buffer[..length].to_vec())
+        ask_again(&socket)
     };
-    assert_eq!(ask(53).unwrap(), b"question");
+    assert_eq!(ask(53).unwrap(), "a");
     is_refused_at_once(|| ask(54));
 }
 
