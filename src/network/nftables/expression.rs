@@ -40,6 +40,12 @@ pub enum Expression<'a> {
         below: u32,
         into: Register,
     },
+    /// A number from 0 to below `below` that follows from the four bytes in `from`, in the machine's own order.
+    LoadHash {
+        from: Register,
+        below: u32,
+        into: Register,
+    },
     And {
         register: Register,
         mask: [u8; 4],
@@ -91,6 +97,16 @@ const META_SOURCE: u16 = 3;
 const NUMGEN_DESTINATION: u16 = 1;
 const NUMGEN_MODULUS: u16 = 2;
 const NUMGEN_KIND: u16 = 3;
+const HASH_SOURCE: u16 = 1;
+const HASH_DESTINATION: u16 = 2;
+const HASH_BYTES: u16 = 3;
+const HASH_MODULUS: u16 = 4;
+const HASH_SEED: u16 = 5;
+const HASH_KIND: u16 = 7;
+/// NFT_HASH_JENKINS
+const HASH_KIND_JENKINS: u32 = 0;
+/// Always the same: rules that are written anew hash as those before.
+const SEED: u32 = 1;
 const REJECT_KIND: u16 = 1;
 const REJECT_CODE: u16 = 2;
 /// linux/icmp.h: ICMP_PORT_UNREACH.
@@ -137,6 +153,7 @@ impl Expression<'_> {
         match self {
             Self::LoadProtocol(_) | Self::LoadMark(_) | Self::SetMark(_) => "meta",
             Self::LoadRandom { .. } => "numgen",
+            Self::LoadHash { .. } => "hash",
             Self::LoadNetworkHeader { .. } | Self::LoadTransportHeader { .. } => "payload",
             Self::LoadDestinationKind(_) => "fib",
             Self::Jump(_) | Self::Drop => "immediate",
@@ -167,6 +184,14 @@ impl Expression<'_> {
                 at.be32(NUMGEN_DESTINATION, into.number());
                 at.be32(NUMGEN_MODULUS, *below);
                 at.be32(NUMGEN_KIND, libc::NFT_NG_RANDOM as u32);
+            }
+            Self::LoadHash { from, below, into } => {
+                at.be32(HASH_SOURCE, from.number());
+                at.be32(HASH_DESTINATION, into.number());
+                at.be32(HASH_BYTES, 4);
+                at.be32(HASH_MODULUS, *below);
+                at.be32(HASH_SEED, SEED);
+                at.be32(HASH_KIND, HASH_KIND_JENKINS);
             }
             Self::LoadNetworkHeader { offset, length, into } => {
                 write_payload(at, libc::NFT_PAYLOAD_NETWORK_HEADER, *offset, *length, *into)

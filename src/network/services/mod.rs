@@ -43,7 +43,8 @@ pub struct ServicePort {
     pub external_backends: Vec<Backend>,
     /// Connections from outside keep their source address: their backends are all on this node.
     pub keeps_source: bool,
-    /// For how long a client comes to the same backend again, in seconds.
+    /// For how long a client comes to the same backend again, in seconds. Here it does for as long as the backends are the
+    /// same ones, however long that is: its address alone says which, and nothing is kept of it.
     pub affinity_seconds: Option<u32>,
 }
 

@@ -15,6 +15,7 @@ pub type Key = (usize, Vec<u8>);
 struct Entrance<'a> {
     front: Front,
     backends: &'a [Backend],
+    by_client: bool,
     masquerades: bool,
 }
 
@@ -23,11 +24,13 @@ impl ServicePort {
         let own = (!self.backends.is_empty()).then(|| Entrance {
             front: Front::Address(self.address, self.protocol, self.port),
             backends: &self.backends[..self.backends.len().min(BACKENDS_MAX)],
+            by_client: self.affinity_seconds.is_some(),
             masquerades: false,
         });
         own.into_iter().chain(self.outside_fronts().map(|front| Entrance {
             front,
             backends: &self.external_backends[..self.external_backends.len().min(BACKENDS_MAX)],
+            by_client: self.affinity_seconds.is_some(),
             masquerades: !self.keeps_source,
         }))
     }
@@ -60,7 +63,7 @@ impl Elements {
     pub fn add(&mut self, ports: &[ServicePort]) {
         for entrance in ports.iter().flat_map(ServicePort::entrances) {
             let front = entrance.front;
-            let kind = Kind::new(front, entrance.backends.len(), entrance.masquerades);
+            let kind = Kind::new(front, entrance.backends.len(), entrance.by_client, entrance.masquerades);
             if self.by_key.contains_key(&front.key()) {
                 self.conflicts.push(front);
                 continue;

@@ -59,9 +59,11 @@ const FORWARDED: (&str, Hook) = ("forwarded", Hook { kind: "filter", number: lib
 const SENT: (&str, Hook) = ("sent", Hook { kind: "filter", number: libc::NF_INET_LOCAL_OUT as u32, priority: 0 });
 const REJECT_CHAIN: &str = "reject";
 const DROP_CHAIN: &str = "drop";
+const BY_CLIENT_SUFFIX: &str = "-by-client";
 const MASQUERADE_SUFFIX: &str = "-masquerade";
 
-/// Where the destination lies in an IPv4 header (RFC 791), and its port in a TCP, UDP or SCTP header.
+/// Where the addresses lie in an IPv4 header (RFC 791), and the destination's port in a TCP, UDP or SCTP header.
+const SOURCE_OFFSET: u32 = 12;
 const DESTINATION_OFFSET: u32 = 16;
 const PORT_OFFSET: u32 = 2;
 
@@ -113,24 +115,32 @@ pub fn datagram_front(rank: usize, key: &[u8]) -> Option<conntrack::Front> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Drop,
-    Pick { backends: u32, by_node_port: bool, masquerades: bool },
+    Pick {
+        backends: u32,
+        by_node_port: bool,
+        /// A client's address always leads to the same of the backends.
+        by_client: bool,
+        masquerades: bool,
+    },
 }
 
 impl Kind {
     /// Without backends the connection is dropped.
-    pub fn new(front: Front, backends: usize, masquerades: bool) -> Self {
+    pub fn new(front: Front, backends: usize, by_client: bool, masquerades: bool) -> Self {
+        let by_node_port = matches!(front, Front::NodePort(..));
         match backends {
             0 => Self::Drop,
-            _ => Self::Pick { backends: backends as u32, by_node_port: matches!(front, Front::NodePort(..)), masquerades },
+            _ => Self::Pick { backends: backends as u32, by_node_port, by_client, masquerades },
         }
     }
 
     pub fn chain(self) -> String {
         match self {
             Self::Drop => DROP_CHAIN.to_owned(),
-            Self::Pick { backends, by_node_port, masquerades } => {
+            Self::Pick { backends, by_node_port, by_client, masquerades } => {
                 let map = if by_node_port { NODE_PORTS } else { SERVICES }.name;
-                format!("{map}-{backends}{}", if masquerades { MASQUERADE_SUFFIX } else { "" })
+                let suffix = |is_set, suffix| if is_set { suffix } else { "" };
+                format!("{map}-{backends}{}{}", suffix(by_client, BY_CLIENT_SUFFIX), suffix(masquerades, MASQUERADE_SUFFIX))
             }
         }
     }
@@ -141,13 +151,14 @@ impl Kind {
             return Some(Self::Drop);
         }
         let (name, masquerades) = name.strip_suffix(MASQUERADE_SUFFIX).map_or((name, false), |name| (name, true));
+        let (name, by_client) = name.strip_suffix(BY_CLIENT_SUFFIX).map_or((name, false), |name| (name, true));
         let (map, backends) = name.rsplit_once('-')?;
         let by_node_port = [SERVICES, NODE_PORTS].iter().position(|set| set.name == map)? == 1;
-        Some(Self::Pick { backends: backends.parse().ok()?, by_node_port, masquerades })
+        Some(Self::Pick { backends: backends.parse().ok()?, by_node_port, by_client, masquerades })
     }
 
     fn rules(self) -> Vec<Rule> {
-        let Self::Pick { backends, by_node_port, masquerades } = self else {
+        let Self::Pick { backends, by_node_port, by_client, masquerades } = self else {
             return vec![("there is no backend".to_owned(), vec![Expression::Drop])];
         };
         let mut rules = Vec::new();
@@ -163,12 +174,18 @@ impl Kind {
             true => (load_node_port().to_vec(), NODE_PORT_BACKENDS, Register(2)),
             false => (load_service().to_vec(), BACKENDS, Register(3)),
         };
+        match by_client {
+            true => pick.extend([
+                Expression::LoadNetworkHeader { offset: SOURCE_OFFSET, length: 4, into: index },
+                Expression::LoadHash { from: index, below: backends, into: index },
+            ]),
+            false => pick.push(Expression::LoadRandom { below: backends, into: index }),
+        }
         pick.extend([
-            Expression::LoadRandom { below: backends, into: index },
             Expression::LookUp { set: map.name, key: Register(0), value: Some(Register(0)) },
             Expression::DestinationNat { address: Register(0), port: Register(1) },
         ]);
-        rules.push((format!("one of {backends}"), pick));
+        rules.push((format!("one of {backends}{}", if by_client { " by the client's address" } else { "" }), pick));
         rules
     }
 }
@@ -316,5 +333,26 @@ pub fn step(transaction: &mut Transaction, step: &Step) {
         }
         Step::Delete { rank, elements } => transaction.delete_elements(SETS[*rank], elements),
         Step::DeleteKind(kind) => transaction.delete_chain(&kind.chain()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_known_by_its_chain() {
+        let fronts = [Front::Address([10, 96, 0, 7].into(), Protocol::Tcp, 80), Front::NodePort(Protocol::Udp, 30053)];
+        for front in fronts {
+            for (backends, by_client, masquerades) in
+                [(0, true, true), (1, false, false), (2, true, false), (3, false, true), (40, true, true)]
+            {
+                let kind = Kind::new(front, backends, by_client, masquerades);
+                assert_eq!(Kind::of_chain(kind.chain().as_bytes()), Some(kind), "{}", kind.chain());
+            }
+        }
+        for strange in ["prerouting", "reject", "services-", "other-2", "services-2-other"] {
+            assert_eq!(Kind::of_chain(strange.as_bytes()), None, "{strange}");
+        }
     }
 }

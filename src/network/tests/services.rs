@@ -146,6 +146,40 @@ fn a_service_leads_to_each_of_its_pods() {
 }
 
 #[test]
+fn a_client_comes_to_the_same_pod_again_where_that_is_wanted() {
+    let cluster = Cluster::new();
+    let sticky = |port: &mut ServicePort| {
+        port.affinity_seconds = Some(10_800);
+        port.node_port = Some(30080);
+        port.external_addresses = vec![EXTERNAL_ADDRESS.parse().unwrap()];
+    };
+    cluster.set(sticky);
+    assert_eq!(answers(|| cluster.client.fetch(ADDRESS, 80)).len(), 1);
+    assert_eq!(answers(|| fetch(ADDRESS, 80)).len(), 1);
+    // By whichever way it comes, it is the same client.
+    let from_outside = answers(|| cluster.outside.fetch("192.0.2.1", 30080));
+    assert_eq!(from_outside.len(), 1);
+    assert_eq!(answers(|| cluster.outside.fetch(EXTERNAL_ADDRESS, 80)), from_outside);
+    sh("nft flush ruleset");
+    cluster.set(|port| {
+        sticky(port);
+        port.name = "http".to_owned();
+    });
+    assert_eq!(answers(|| cluster.outside.fetch("192.0.2.1", 30080)), from_outside);
+    // Others meet the others.
+    let other = |last: u8| {
+        cluster.outside.sh(&format!("ip address replace 192.0.2.{last}/24 dev eth0"));
+        cluster.outside.sh(&format!("ip route replace default via 192.0.2.1 src 192.0.2.{last}"));
+        cluster.outside.fetch(EXTERNAL_ADDRESS, 80).unwrap()
+    };
+    assert_eq!((10..40).map(other).collect::<BTreeSet<String>>(), set(["a 10.244.3.1", "b 10.244.3.1"]));
+    assert!(rules().contains("jhash ip saddr mod 2 seed 0x1"), "{}", rules());
+    cluster.network.set_service("shop/web", vec![]);
+    smol::block_on(cluster.network.apply_services()).unwrap();
+    assert_eq!(count("edgectl-services"), 0, "{}", rules());
+}
+
+#[test]
 fn a_service_is_reached_from_outside() {
     let cluster = Cluster::new();
     let client = cluster.network.attachment("client").unwrap().address;
