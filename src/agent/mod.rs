@@ -9,6 +9,7 @@ mod image_gc;
 mod logs;
 mod machine;
 mod node;
+mod peers;
 mod preload;
 mod recorder;
 mod report;
@@ -41,6 +42,7 @@ use crate::client::cache::{Event, Feed};
 use crate::client::{Client, Manner, Query, is_not_found, kubeconfig};
 use crate::image::{Credentials, Image, Images, PullOptions, Reference, Registries};
 use crate::network::files::{self, DnsPolicy, HostAlias, Resolver};
+use crate::network::peers::pod_mtu;
 use crate::network::{Network, NodeConfig};
 use crate::runtime::pod::Runtime;
 use crate::wire::dial::Dialer;
@@ -55,7 +57,6 @@ const CLUSTER_CIDR: &str = "10.244.0.0/16";
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 const API_SERVICE: (&str, u16) = ("10.96.0.1", 443);
 const BRIDGE: &str = "edge0";
-const MTU: u32 = 1500;
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
@@ -121,12 +122,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Timer::after(RETRY).await;
     }
     let (pod_cidr, registered) = pod_network(&client, &name).await;
+    let IpAddr::V4(node_address) = host_ip else { bail!("the node's address {host_ip} is not IPv4, as the pod network is") };
     let network = Network::open(NodeConfig {
         pod_cidr: pod_cidr.parse()?,
+        node_address,
         cluster_cidr: CLUSTER_CIDR.parse()?,
         service_cidr: SERVICE_CIDR.parse()?,
         bridge: BRIDGE.into(),
-        mtu: MTU,
+        mtu: pod_mtu(node_address).await?,
         lease_dir: places.run.join("leases"),
         local_addresses: vec![services::DNS_ADDRESS],
     })?;
@@ -164,6 +167,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let names = services::name_server(CLUSTER_DOMAIN, node.dialer.clone());
     task::spawn(services::serve(names.clone())).detach();
     task::spawn(services::follow(node.clone(), names)).detach();
+    task::spawn(peers::follow(node.clone())).detach();
     let keeper = node.clone();
     task::spawn(async move { keeper.network.keep_services().await }).detach();
     task::spawn(sources::keep(node.clone())).detach();

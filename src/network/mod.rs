@@ -12,6 +12,7 @@ mod lease;
 mod netlink;
 mod nftables;
 pub mod node;
+pub mod peers;
 pub mod pod;
 pub mod services;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use anyhow::Result;
 
 pub use cidr::Cidr;
 pub use node::NodeConfig;
+pub use peers::Peer;
 pub use pod::{AttachConfig, Attachment, HostPort, Protocol};
 
 /// The network of this node. One value per process; every method may be repeated, and repeating changes nothing.

@@ -19,6 +19,8 @@ use super::{Cidr, Network, firewall};
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     pub pod_cidr: Cidr,
+    /// By which other nodes know this one.
+    pub node_address: Ipv4Addr,
     pub cluster_cidr: Cidr,
     /// The addresses of Services, see `services`.
     pub service_cidr: Cidr,
@@ -215,6 +217,7 @@ mod tests {
     fn config() -> NodeConfig {
         NodeConfig {
             pod_cidr: "10.244.3.0/24".parse().unwrap(),
+            node_address: Ipv4Addr::LOCALHOST,
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             bridge: "edge0".into(),

@@ -35,6 +35,7 @@ impl Lab {
     fn network(&self) -> Network {
         let config = NodeConfig {
             pod_cidr: "10.244.3.0/24".parse().unwrap(),
+            node_address: Ipv4Addr::LOCALHOST,
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             bridge: "edge0".into(),

@@ -114,9 +114,21 @@ impl Lab {
         self.processes().into_iter().find(is_init)
     }
 
-    /// The node's folder, as `--root` wants it.
+    /// The first node's folder, as `--root` wants it.
     pub fn root(&self) -> PathBuf {
-        Path::new("/var/lib/edgectl/clusters").join(&self.name).join(self.node())
+        self.root_of(1)
+    }
+
+    pub fn root_of(&self, number: u8) -> PathBuf {
+        Path::new("/var/lib/edgectl/clusters").join(&self.name).join(self.node_of(number))
+    }
+
+    /// Runs a program in a node's network; what it says, if it succeeds.
+    pub fn on_node(&self, number: u8, words: &[&str]) -> String {
+        let net = format!("--net=/proc/{}/ns/net", self.init_of(number));
+        let output = Command::new("nsenter").arg(net).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?} on node {number}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
     /// A file of the test's own.
@@ -130,12 +142,17 @@ impl Lab {
         self.assert_nothing_left();
     }
 
-    /// The process of the node's `master` or `agent`.
-    pub fn find_daemon(&self, role: &str) -> Option<i32> {
-        self.processes().into_iter().find(|pid| {
+    /// The processes of the nodes' `master` or `agent`.
+    pub fn daemons(&self, role: &str) -> Vec<i32> {
+        let is_daemon = |pid: &i32| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             command.split(|byte| *byte == 0).nth(1) == Some(role.as_bytes())
-        })
+        };
+        self.processes().into_iter().filter(is_daemon).collect()
+    }
+
+    pub fn find_daemon(&self, role: &str) -> Option<i32> {
+        self.daemons(role).first().copied()
     }
 
     pub fn daemon(&self, role: &str) -> i32 {

@@ -7,6 +7,7 @@ mod exec;
 mod join;
 mod lab;
 mod node;
+mod nodes;
 mod pods;
 mod pull;
 mod services;

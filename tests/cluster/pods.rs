@@ -14,8 +14,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A cluster with busybox on its node.
 pub fn cluster(topic: &str) -> Lab {
+    cluster_of(topic, 1)
+}
+
+/// A cluster of several nodes, with busybox on each.
+pub fn cluster_of(topic: &str, nodes: u8) -> Lab {
     let lab = Lab::new(topic);
-    lab.up();
+    lab.ok(&["up", "--name", &lab.name, "--nodes", &nodes.to_string()]);
     let layouts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/test-images");
     let made = Command::new("tests/images/make").arg(&layouts).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
     assert!(made.status.success(), "{}", text(&made.stderr));
@@ -24,7 +29,9 @@ pub fn cluster(topic: &str) -> Lab {
     let target = format!("docker-archive:{}:docker.io/library/busybox:latest", archive.display());
     let copied = Command::new("skopeo").args(["copy", "-q", &source, &target]).output().unwrap();
     assert!(copied.status.success(), "{}", text(&copied.stderr));
-    lab.ok(&["image", "load", "--root", &lab.root().to_string_lossy(), "-i", &archive.to_string_lossy()]);
+    for number in 1..=nodes {
+        lab.ok(&["image", "load", "--root", &lab.root_of(number).to_string_lossy(), "-i", &archive.to_string_lossy()]);
+    }
     lab
 }
 

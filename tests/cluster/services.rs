@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::lab::{Lab, text, wait_until};
+use crate::pods::cluster;
 
 /// Of one request; a refusal comes at once, silence would take this long.
 const REQUEST_SECONDS: &str = "3";
@@ -57,22 +58,6 @@ spec:
   - {name: shell, image: busybox, imagePullPolicy: Never, command: [sleep, "3600"]}
 "#;
 
-/// A cluster with busybox on its node.
-fn cluster(topic: &str) -> Lab {
-    let lab = Lab::new(topic);
-    lab.up();
-    let layouts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/test-images");
-    let made = Command::new("tests/images/make").arg(&layouts).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
-    assert!(made.status.success(), "{}", text(&made.stderr));
-    let archive = lab.file("busybox.tar");
-    let source = format!("oci:{}:latest", layouts.join("busybox").display());
-    let target = format!("docker-archive:{}:docker.io/library/busybox:latest", archive.display());
-    let copied = Command::new("skopeo").args(["copy", "-q", &source, &target]).output().unwrap();
-    assert!(copied.status.success(), "{}", text(&copied.stderr));
-    lab.ok(&["image", "load", "--root", &lab.root().to_string_lossy(), "-i", &archive.to_string_lossy()]);
-    lab
-}
-
 fn get(lab: &Lab, arguments: &[&str]) -> Value {
     serde_json::from_str(&lab.ok(&[&["get", "-o", "json"], arguments].concat())).unwrap()
 }
@@ -101,25 +86,25 @@ fn fetch_on_node(lab: &Lab, url: &str) -> Output {
     on_node(lab, &[FETCH.as_slice(), &[url]].concat())
 }
 
-/// Asks as the pod `client` would, by the machine's own program: that of a busybox linked statically to glibc cannot ask for names.
-struct Client {
+/// Asks as a pod would, by the machine's own program: that of a busybox linked statically to glibc cannot ask for names.
+pub struct Client {
     pid: String,
     resolver: PathBuf,
 }
 
 impl Client {
-    fn new(lab: &Lab) -> Self {
-        let pod = get(lab, &["pod", "client"]);
+    pub fn new(lab: &Lab, name: &str) -> Self {
+        let pod = get(lab, &["pod", name]);
         let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
         let is_inside = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&id));
-        let pid = lab.processes().into_iter().find(is_inside).expect("the client runs").to_string();
+        let pid = lab.processes().into_iter().find(is_inside).unwrap_or_else(|| panic!("{name} runs")).to_string();
         let read = Command::new("nsenter").args(["-t", &pid, "-m", "cat", "/etc/resolv.conf"]).output().unwrap();
-        let resolver = lab.file("resolv.conf");
+        let resolver = lab.file(&format!("resolv.conf-{name}"));
         fs::write(&resolver, read.stdout).unwrap();
         Self { pid, resolver }
     }
 
-    fn fetch(&self, url: &str) -> Output {
+    pub fn fetch(&self, url: &str) -> Output {
         let asked = format!("mount --bind {} /etc/resolv.conf && exec {} {url}", self.resolver.display(), FETCH.join(" "));
         Command::new("nsenter").args(["-t", &self.pid, "-n", "unshare", "-m", "sh", "-c", &asked]).output().unwrap()
     }
@@ -167,7 +152,7 @@ fn a_service_leads_to_its_replicas_wherever_it_is_asked() {
     lab.ok(&["apply", "-f", &file.to_string_lossy()]);
     wait_until("the client runs", || get(&lab, &["pod", "client"])["status"]["phase"] == "Running");
     wait_until("two replicas are ready", || replicas(&lab).len() == 2);
-    let client = Client::new(&lab);
+    let client = Client::new(&lab, "client");
     let service = get(&lab, &["service", "web"]);
     let address = service["spec"]["clusterIP"].as_str().unwrap().to_owned();
     let node_port = service["spec"]["ports"][0]["nodePort"].as_i64().unwrap();

@@ -1,0 +1,88 @@
+//! The other nodes of the cluster, as this one reaches their pods: it follows the Nodes and tells the network. What it has heard
+//! stays true while the master is away. It makes no route itself.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_lite::future;
+use serde_json::Value;
+use smol::Timer;
+
+use super::Node;
+use crate::api::meta;
+use crate::client::Query;
+use crate::client::cache::{Event, Feed};
+use crate::network::Peer;
+
+/// Pause before ways that could not be made are tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Follows the cluster's nodes, for ever.
+pub async fn follow(node: Rc<Node>) {
+    let feed = Feed::start(node.client.clone(), "/api/v1/nodes".into(), Query::new());
+    let mut known: BTreeMap<String, Peer> = BTreeMap::new();
+    let mut done: Option<Vec<Peer>> = None;
+    loop {
+        hear(&mut known, feed.next().await);
+        while let Some(event) = future::poll_once(feed.next()).await {
+            hear(&mut known, event);
+        }
+        let peers: Vec<Peer> = known.iter().filter(|(name, _)| **name != node.facts.node_name).map(|(_, peer)| *peer).collect();
+        // Most of what nodes have to say is that they are well.
+        if done.as_ref() == Some(&peers) {
+            continue;
+        }
+        while let Err(error) = node.network.set_peers(&peers).await {
+            log::error!("{error:#}");
+            Timer::after(RETRY).await;
+        }
+        log::info!("node={} reaches the pods of {} other nodes", node.facts.node_name, peers.len());
+        done = Some(peers);
+    }
+}
+
+fn hear(known: &mut BTreeMap<String, Peer>, event: Event) {
+    match event {
+        Event::Relisted(nodes) => *known = nodes.iter().filter_map(|node| Some((meta::name(node).to_owned(), peer(node)?))).collect(),
+        Event::Added(node) | Event::Modified(node) => match peer(&node) {
+            Some(peer) => drop(known.insert(meta::name(&node).to_owned(), peer)),
+            None => drop(known.remove(meta::name(&node))),
+        },
+        Event::Deleted(node) => drop(known.remove(meta::name(&node))),
+    }
+}
+
+/// What can be reached of a node; nothing before it has its address and its pod network.
+fn peer(node: &Value) -> Option<Peer> {
+    let addresses = node["status"]["addresses"].as_array()?;
+    let address = addresses.iter().find(|address| address["type"] == "InternalIP")?;
+    Some(Peer { node_address: address["address"].as_str()?.parse().ok()?, pod_cidr: node["spec"]["podCIDR"].as_str()?.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nodes_count_from_when_they_have_address_and_network() {
+        let node =
+            |address: Value, cidr: Value| json!({"metadata": {"name": "b"}, "spec": {"podCIDR": cidr}, "status": {"addresses": address}});
+        let addresses = json!([{"type": "Hostname", "address": "b"}, {"type": "InternalIP", "address": "192.0.2.2"}]);
+        let whole = node(addresses.clone(), json!("10.244.1.0/24"));
+        let expected = Peer { node_address: [192, 0, 2, 2].into(), pod_cidr: "10.244.1.0/24".parse().unwrap() };
+        assert_eq!(peer(&whole), Some(expected));
+        assert_eq!(peer(&node(addresses, Value::Null)), None);
+        assert_eq!(peer(&node(json!([]), json!("10.244.1.0/24"))), None);
+        let mut known = BTreeMap::new();
+        hear(&mut known, Event::Added(whole.clone()));
+        assert_eq!(known.get("b"), Some(&expected));
+        hear(&mut known, Event::Modified(node(json!([]), json!("10.244.1.0/24"))));
+        assert!(known.is_empty());
+        hear(&mut known, Event::Relisted(vec![whole.clone()]));
+        hear(&mut known, Event::Deleted(whole));
+        assert!(known.is_empty());
+    }
+}
