@@ -1,5 +1,5 @@
 //! `edgectl join`: makes this board a node of a cluster. It knows the master by the hash of its authority, shows it a token, and gets a
-//! certificate for a key that never leaves the board; all of it ends in the agent's kubeconfig. It may be repeated, and starts nothing.
+//! certificate for a key that never leaves the board; all of it ends in the agent's kubeconfig. It may be repeated.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,10 @@ use argh::{ArgsInfo, FromArgs};
 use rcgen::KeyPair;
 use serde_json::json;
 
-use super::Context;
+use super::service::{self, Init, Service};
 use super::token::Token;
+use super::up::preflight;
+use super::{Context, init};
 use crate::api::validation;
 use crate::base::file;
 use crate::base::place::Places;
@@ -43,17 +45,19 @@ pub struct Flags {
     /// folder below which etc/edgectl, var/lib/edgectl and run/edgectl lie
     #[argh(option, default = "PathBuf::from(\"/\")")]
     root: PathBuf,
+    /// make no service: the agent is started otherwise
+    #[argh(switch)]
+    no_service: bool,
 }
 
 pub const EXAMPLES: &str = "# The whole line comes from the master's board: edgectl token create --print-join-command
 edgectl join 192.168.1.10:6443 --token abcdef.0123456789abcdef --ca-hash sha256:9f86d0...";
 
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
-    let own_name = || nix::unistd::gethostname().context("read the host name");
-    let name = match flags.name {
-        Some(name) => name,
-        None => own_name()?.to_string_lossy().to_lowercase(),
-    };
+    let name = init::node_name(flags.name)?;
+    if !flags.no_service {
+        preflight::check("join")?;
+    }
     let places = Places::below(&flags.root);
     let token = Token::parse(&flags.token)?;
     let board = Board { master: &flags.master, token: &token, authority: flags.ca_hash.parse()?, name: &name, places: &places };
@@ -62,11 +66,18 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         Joined::Now => "is now",
         Joined::Before => "is already",
     };
-    cx.println(&format!(
-        "This board {how} node {name} of the cluster at {}.\n\nIts agent runs by:\n  edgectl agent --root {} --name {name}",
-        flags.master,
-        flags.root.display()
-    ))?;
+    cx.println(&format!("This board {how} node {name} of the cluster at {}.", flags.master))?;
+    let services = [Service { role: "agent", root: &flags.root, node: &name }];
+    if flags.no_service {
+        cx.println(&service::by_hand(&services))?;
+    } else if let Some(todo) = service::start(&services, Init::of_machine())? {
+        cx.println(&todo)?;
+    } else {
+        let target = kubeconfig::load(places.agent_kubeconfig().to_str())?.target(&kubeconfig::Overrides::default())?;
+        let client = Client::new(&target, Manner { timeout: Some(REQUEST_TIMEOUT), ..Manner::default() })?;
+        init::wait_for_node(&client, &name).await?;
+        cx.println(&format!("Node {name} is Ready."))?;
+    }
     Ok(0)
 }
 

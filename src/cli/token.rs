@@ -139,11 +139,16 @@ pub async fn create(cx: &Context, flags: CreateFlags) -> Result<u8> {
         cx.println(&token.text())?;
         return Ok(0);
     }
-    let authority =
-        target.certificate_authority.context("the kubeconfig has no certificate-authority: boards could not know the master")?;
-    let hash = Pin::of_pem(&authority)?;
-    cx.println(&format!("edgectl join {} --token {} --ca-hash {hash}", master(&client).await?, token.text()))?;
+    cx.println(&join_command(&target, &client, &token).await?)?;
     Ok(0)
+}
+
+/// What to type on a board that is to join.
+pub async fn join_command(target: &Target, client: &Client, token: &Token) -> Result<String> {
+    let authority =
+        target.certificate_authority.as_deref().context("the kubeconfig has no certificate-authority: boards could not know the master")?;
+    let hash = Pin::of_pem(authority)?;
+    Ok(format!("edgectl join {} --token {} --ca-hash {hash}", master(client).await?, token.text()))
 }
 
 /// Where boards reach the API: the kubeconfig may know a way that is this machine's alone.

@@ -9,7 +9,7 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 use super::Context;
 use super::{
     apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate, get,
-    image, join, labels, logs, nodes, rollout, run, set, token, up, wait,
+    image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -704,6 +704,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
     (
         "A Cluster of Boards",
         &[
+            verb!(
+                "init",
+                "Make this board the master of a new cluster",
+                "init [--name NAME] [flags]",
+                init::EXAMPLES,
+                init::Flags,
+                init::run
+            ),
             verb!(
                 "join",
                 "Make this board a node of a cluster",

@@ -18,7 +18,7 @@ fn join(lab: &Lab, [master, token, hash]: &[String; 3], name: &str, root: &str) 
     let init = lab.init().to_string();
     Command::new("nsenter")
         .args(["-t", &init, "-n", env!("CARGO_BIN_EXE_edgectl"), "join", master])
-        .args(["--token", token, "--ca-hash", hash, "--name", name, "--root"])
+        .args(["--token", token, "--ca-hash", hash, "--name", name, "--no-service", "--root"])
         .arg(lab.file(root))
         .output()
         .unwrap()
@@ -208,5 +208,36 @@ fn an_agent_renews_its_certificate_before_it_ends_and_works_on() {
     assert_eq!(lab.daemon("agent"), agent);
     lab.up();
     assert_eq!(requests(), 2, "and it asks no more");
+    lab.end();
+}
+
+#[test]
+fn a_master_that_runs_is_marked_once_and_says_how_others_join() {
+    let lab = Lab::new("init");
+    lab.up();
+    let init = || {
+        let (pid, name) = (lab.init().to_string(), lab.node());
+        let words = ["init", "--no-service", "--root", "/run/edgectl", "--name", &name];
+        joined(
+            &Command::new("nsenter")
+                .args(["-t", &pid, "-m", "-n", "-u", "-p", env!("CARGO_BIN_EXE_edgectl")])
+                .args(words)
+                .output()
+                .unwrap(),
+        )
+    };
+    let said = init();
+    let line = said.lines().find_map(|line| line.trim().strip_prefix("edgectl join ")).expect("it says how to join");
+    let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+    let [master, _, token, _, hash] = words.as_slice() else { panic!("{line}") };
+    assert!(joined(&join(&lab, &[master, token, hash].map(Clone::clone), "board", "board")).contains("is now node board"));
+
+    let taints = || lab.ok(&["get", "node", &lab.node(), "-ojsonpath={.spec.taints[*].key}"]);
+    assert_eq!(taints(), "node-role.kubernetes.io/master");
+    assert!(lab.ok(&["get", "nodes"]).contains(" control-plane,master "), "{}", lab.ok(&["get", "nodes"]));
+    // Whoever lets pods onto it has decided that.
+    lab.ok(&["taint", "node", &lab.node(), "node-role.kubernetes.io/master-"]);
+    init();
+    assert_eq!(taints(), "");
     lab.end();
 }

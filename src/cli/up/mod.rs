@@ -9,7 +9,7 @@ pub mod down;
 pub mod hello;
 mod link;
 pub mod node;
-mod preflight;
+pub mod preflight;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
@@ -81,7 +81,7 @@ edgectl up --name shop";
 pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let cluster = Cluster::new(&flags.name)?;
     ensure!(flags.nodes.is_none_or(|nodes| (1..=NODES_MAX).contains(&nodes)), "--nodes is a number from 1 to {NODES_MAX}");
-    preflight::check()?;
+    preflight::check("up")?;
     let _lock = cluster.lock()?;
     let node = cluster.node(1);
     let mut progress = Progress::new()?;

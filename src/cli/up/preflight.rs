@@ -1,4 +1,4 @@
-//! What `edgectl up` needs of the machine, asked before anything is made, each lack by its name and with its mend.
+//! What a node needs of the machine, asked before anything is made, each lack by its name and with its mend.
 //! It changes nothing.
 
 use std::path::Path;
@@ -21,8 +21,8 @@ const NAMESPACES: [(&str, &str); 6] = [
 /// NETLINK_NETFILTER, netlink(7).
 const NETLINK_NETFILTER: isize = 12;
 
-pub fn check() -> Result<()> {
-    need_root("up")?;
+pub fn check(verb: &str) -> Result<()> {
+    need_root(verb)?;
     let missing: Vec<String> = missing();
     if !missing.is_empty() {
         bail!("this machine's kernel lacks what a node needs:\n  {}", missing.join("\n  "));
