@@ -4,6 +4,7 @@
 mod api;
 mod crash;
 mod exec;
+mod failover;
 mod join;
 mod lab;
 mod node;

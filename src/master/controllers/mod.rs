@@ -15,6 +15,7 @@ mod node_cidr;
 mod pod_garbage;
 mod queue;
 mod replicaset;
+mod taint_eviction;
 
 use std::fmt;
 use std::hash::Hash;
@@ -50,6 +51,7 @@ pub async fn run(objects: Objects, pki: Rc<Pki>) {
     let recorder = shared.recorder(&executor, "node-controller");
     spawn(&executor, &node::Controller::new(&shared, &recorder));
     spawn(&executor, &node_cidr::Controller::new(&shared, &recorder));
+    spawn(&executor, &taint_eviction::Controller::new(&shared, &shared.recorder(&executor, "taint-eviction-controller")));
     spawn(&executor, &endpoints::Controller::new(&shared));
     spawn(&executor, &bootstrap_token::Controller::new(&shared));
     spawn(&executor, &certificates::Controller::new(&shared, pki));

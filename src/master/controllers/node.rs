@@ -58,6 +58,12 @@ impl Controller {
         controller
     }
 
+    /// Looks at every node anew: what becomes of the pods of one depends on whether any other is well.
+    fn look_at_all(&self) {
+        let (nodes, _) = self.shared.objects().list(self.nodes, None);
+        nodes.iter().for_each(|node| self.queue.add(Name::of(&node.key)));
+    }
+
     fn notice(&self, notice: &Notice) {
         let key = &notice.object.key;
         if notice.is(self.leases) && key.namespace == LEASES && !notice.is_deleted() {
@@ -68,9 +74,13 @@ impl Controller {
         } else if notice.is(self.nodes) {
             if notice.is_deleted() {
                 self.heard.borrow_mut().remove(&key.name);
+                self.look_at_all();
                 return;
             }
             let node = notice.object.value();
+            if notice.previous.is_some_and(|previous| is_ready(&previous.value()) != is_ready(&node)) {
+                self.look_at_all();
+            }
             let speaks = condition(&node, "Ready") != "Unknown";
             let mut heard = self.heard.borrow_mut();
             let last = heard.entry(key.name.clone()).or_insert_with(|| self.shared.now());
@@ -105,11 +115,13 @@ impl Loop for Controller {
             log::warn!("node={name} is silent since {heard}");
             self.recorder.normal(&object, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
         }
-        if let Some(taints) = taints(&node) {
+        let others = || objects.list(self.nodes, None).0;
+        let evicts = !is_ready(&node) && others().iter().any(|other| is_ready(&other.value()));
+        if let Some(taints) = taints(&node, evicts, now) {
             objects
                 .update(self.nodes, "", &name.name, Part::Whole, false, |live| {
                     let mut desired = live.clone();
-                    if let Some(taints) = self::taints(live) {
+                    if let Some(taints) = self::taints(live, evicts, now) {
                         set_taints(&mut desired, taints);
                     }
                     Ok(desired)
@@ -155,8 +167,13 @@ fn silence(live: &Value, now: Timestamp) -> Value {
     node
 }
 
-/// The taints the node should have; `None` if it has them. Those of other keys and effects stay as they are.
-fn taints(node: &Value) -> Option<Vec<Value>> {
+fn is_ready(node: &Value) -> bool {
+    condition(node, "Ready") == "True"
+}
+
+/// The taints the node should have; `None` if it has them. Those of other keys and effects stay as they are. `evicts` says whether the
+/// pods of a node that is not ready shall go: where no node is well, it is rather we who hear nothing, and no pod gains by it.
+fn taints(node: &Value, evicts: bool, now: Timestamp) -> Option<Vec<Value>> {
     let mut wanted: Vec<&str> =
         TAINTS.iter().filter(|(kind, against, _)| condition(node, kind) == *against).map(|(_, _, taint)| *taint).collect();
     if condition(node, "Ready").is_empty() {
@@ -165,16 +182,29 @@ fn taints(node: &Value) -> Option<Vec<Value>> {
     if node["spec"]["unschedulable"] == true {
         wanted.push(UNSCHEDULABLE);
     }
+    // Not ready, or not heard of: the pods have to go, each when its patience ends. A node that never spoke has none.
+    let sick = TAINTS.iter().filter(|(kind, against, _)| evicts && *kind == "Ready" && condition(node, kind) == *against);
+    let wanted: Vec<(&str, &str)> =
+        wanted.into_iter().map(|key| (key, "NoSchedule")).chain(sick.map(|(_, _, key)| (*key, "NoExecute"))).collect();
     let observed = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
     let is_ours = |taint: &Value| {
         let key = taint["key"].as_str().unwrap_or_default();
-        taint["effect"] == "NoSchedule" && (key == UNSCHEDULABLE || TAINTS.iter().any(|(_, _, ours)| *ours == key))
+        let of_condition = |condition: &str| TAINTS.iter().any(|(kind, _, ours)| *ours == key && ["", *kind].contains(&condition));
+        match taint["effect"].as_str() {
+            Some("NoSchedule") => key == UNSCHEDULABLE || of_condition(""),
+            Some("NoExecute") => of_condition("Ready"),
+            _ => false,
+        }
     };
+    let is = |taint: &Value, (key, effect): (&str, &str)| taint["key"] == key && taint["effect"] == effect;
     let mut desired: Vec<Value> =
-        observed.iter().filter(|taint| !is_ours(taint) || wanted.iter().any(|key| taint["key"] == *key)).cloned().collect();
-    for key in wanted {
-        if !desired.iter().any(|taint| is_ours(taint) && taint["key"] == key) {
-            desired.push(json!({"key": key, "effect": "NoSchedule"}));
+        observed.iter().filter(|taint| !is_ours(taint) || wanted.iter().any(|wanted| is(taint, *wanted))).cloned().collect();
+    for (key, effect) in wanted {
+        if !desired.iter().any(|taint| is(taint, (key, effect))) {
+            desired.push(match effect {
+                "NoExecute" => json!({"key": key, "effect": effect, "timeAdded": now.to_string()}),
+                _ => json!({"key": key, "effect": effect}),
+            });
         }
     }
     (desired != observed).then_some(desired)
@@ -206,8 +236,9 @@ mod tests {
         let unreachable = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"});
         let unschedulable = json!({"key": UNSCHEDULABLE, "effect": "NoSchedule"});
         let users = json!({"key": "mine", "effect": "NoSchedule"});
+        let now = Timestamp::from_seconds(1_800_000_000);
         let check = |node: Value, expected: Option<Vec<&Value>>| {
-            assert_eq!(taints(&node), expected.map(|expected| expected.into_iter().cloned().collect()), "{node}");
+            assert_eq!(taints(&node, false, now), expected.map(|expected| expected.into_iter().cloned().collect()), "{node}");
         };
         check(node("True", false, json!([])), None);
         check(node("True", false, json!([users])), None);
@@ -216,6 +247,14 @@ mod tests {
         check(node("True", false, json!([not_ready])), Some(vec![]));
         check(node("True", true, json!([])), Some(vec![&unschedulable]));
         check(json!({"spec": {}}), Some(vec![&not_ready]));
+
+        // Its pods go if another node is well, counted from now or from when it was said before.
+        let leave = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": now.to_string()});
+        let silent = |taints: Value| self::taints(&node("Unknown", false, taints), true, Timestamp::from_seconds(1_800_000_100));
+        assert_eq!(self::taints(&node("Unknown", false, json!([])), true, now), Some(vec![unreachable.clone(), leave.clone()]));
+        assert_eq!(silent(json!([unreachable, leave])), None);
+        assert_eq!(self::taints(&node("True", false, json!([users, unreachable, leave])), true, now), Some(vec![users]));
+        assert_eq!(self::taints(&json!({"spec": {}}), true, now), Some(vec![not_ready]));
     }
 
     #[test]

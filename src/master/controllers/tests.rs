@@ -70,6 +70,7 @@ struct World {
     pod_garbage: Rc<pod_garbage::Controller>,
     nodes: Rc<node::Controller>,
     node_cidrs: Rc<node_cidr::Controller>,
+    evictions: Rc<taint_eviction::Controller>,
     endpoints: Rc<endpoints::Controller>,
     tokens: Rc<bootstrap_token::Controller>,
     certificates: Rc<certificates::Controller>,
@@ -93,6 +94,7 @@ impl World {
             pod_garbage: pod_garbage::Controller::new(&shared),
             nodes: node::Controller::new(&shared, &recorder),
             node_cidrs: node_cidr::Controller::new(&shared, &recorder),
+            evictions: taint_eviction::Controller::new(&shared, &recorder),
             endpoints: endpoints::Controller::new(&shared),
             tokens: bootstrap_token::Controller::new(&shared),
             certificates: certificates::Controller::new(&shared, pki()),
@@ -173,6 +175,7 @@ impl World {
             worked |= drain(&*self.pod_garbage).await;
             worked |= drain(&*self.nodes).await;
             worked |= drain(&*self.node_cidrs).await;
+            worked |= drain(&*self.evictions).await;
             worked |= drain(&*self.endpoints).await;
             worked |= drain(&*self.tokens).await;
             worked |= drain(&*self.certificates).await;
@@ -695,6 +698,96 @@ fn a_silent_node_is_unknown_and_tainted_until_it_speaks() {
         assert_eq!(taints(&world), json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]));
         say(&world, "True").await;
         assert_eq!(taints(&world), Value::Null);
+    });
+}
+
+/// A node says of itself that it is ready, or is said to be.
+async fn say(world: &World, node: &str, status: &str) {
+    let said = |live: &Value| {
+        let mut node = live.clone();
+        node["status"]["conditions"] = json!([{"type": "Ready", "status": status}]);
+        Ok(node)
+    };
+    world.objects().update(world.resource("nodes"), "", node, Part::Status, false, said).await.unwrap();
+    world.settle().await;
+}
+
+#[test]
+fn pods_leave_a_silent_node_when_their_patience_ends() {
+    smol::block_on(async {
+        let world = World::new();
+        for node in ["node-1", "node-2"] {
+            world.create("nodes", json!({"metadata": {"name": node}})).await;
+            say(&world, node, "True").await;
+        }
+        let patient = |seconds: Value| {
+            let mut toleration = json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"});
+            toleration["tolerationSeconds"] = seconds;
+            json!([toleration])
+        };
+        for (name, tolerations) in
+            [("short", patient(json!(10))), ("long", patient(json!(300))), ("daemon", json!([{"operator": "Exists"}]))]
+        {
+            let mut pod = free_pod(name, "web");
+            pod["spec"]["nodeName"] = "node-1".into();
+            pod["spec"]["tolerations"] = tolerations;
+            world.create("pods", pod).await;
+        }
+        world.settle().await;
+        let name = Name::new("", "node-1");
+        let staying =
+            || -> Vec<String> { world.pods().into_iter().filter(|(_, pod)| !pod.metadata.is_deleting()).map(|(name, _)| name).collect() };
+        let look = async || {
+            world.nodes.sync(&name).await.unwrap();
+            world.settle().await;
+            world.evictions.sync(&name).await.unwrap()
+        };
+        // Only node-2 is heard of meanwhile.
+        pass(Duration::from_secs(20));
+        say(&world, "node-2", "False").await;
+        say(&world, "node-2", "True").await;
+        pass(Duration::from_secs(20));
+        let next = look().await;
+        assert_eq!(next, Some(Duration::from_secs(10)), "{}", world.get("nodes", "node-1"));
+        assert_eq!(staying(), ["daemon", "long", "short"]);
+        pass(Duration::from_secs(10));
+        assert_eq!(look().await, Some(Duration::from_secs(290)));
+        assert_eq!(staying(), ["daemon", "long"]);
+        let short = world.get("pods", "short");
+        assert_eq!(short["status"]["conditions"][0]["reason"], "DeletionByTaintManager");
+
+        // It is back before the others lose patience, and away again: time counts anew.
+        say(&world, "node-1", "True").await;
+        assert_eq!(world.get("nodes", "node-1")["spec"]["taints"], Value::Null);
+        pass(Duration::from_secs(1000));
+        assert_eq!(world.evictions.sync(&name).await.unwrap(), None);
+        assert_eq!(staying(), ["daemon", "long"]);
+        say(&world, "node-2", "False").await;
+        say(&world, "node-2", "True").await;
+        say(&world, "node-1", "Unknown").await;
+        pass(Duration::from_secs(299));
+        assert_eq!(world.evictions.sync(&name).await.unwrap(), Some(Duration::from_secs(1)));
+        pass(Duration::from_secs(1));
+        world.evictions.sync(&name).await.unwrap();
+        assert_eq!(staying(), ["daemon"]);
+    });
+}
+
+#[test]
+fn where_no_node_is_well_no_pod_has_to_leave() {
+    smol::block_on(async {
+        let world = World::new();
+        for node in ["node-1", "node-2"] {
+            world.create("nodes", json!({"metadata": {"name": node}})).await;
+            say(&world, node, "Unknown").await;
+        }
+        let effects = |node: &str| {
+            let taints = world.get("nodes", node)["spec"]["taints"].as_array().cloned().unwrap_or_default();
+            taints.iter().map(|taint| taint["effect"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!((effects("node-1"), effects("node-2")), (vec!["NoSchedule".to_owned()], vec!["NoSchedule".to_owned()]));
+        say(&world, "node-2", "True").await;
+        assert_eq!((effects("node-1"), effects("node-2")), (vec!["NoSchedule".to_owned(), "NoExecute".to_owned()], vec![]));
     });
 }
 

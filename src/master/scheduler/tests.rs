@@ -86,7 +86,10 @@ impl Cluster {
             if test(&pod) {
                 return pod;
             }
-            watch.next().await.unwrap();
+            // So many changes at once that the watch has fallen behind: what is there now is looked at again.
+            if watch.next().await.is_err() {
+                watch = self.objects.store().watch_all(self.objects.store().revision()).unwrap();
+            }
         }
     }
 
