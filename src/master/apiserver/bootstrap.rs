@@ -13,6 +13,8 @@ use crate::master::store::objects::Part;
 
 /// The cluster address of the API: the first of the Services' range.
 pub const SERVICE_ADDRESS: &str = "10.96.0.1";
+/// Where every node's own name server answers its pods.
+const DNS_ADDRESS: &str = "10.96.0.10";
 const SERVICES: &str = "10.96.0.0/16";
 
 /// Makes what is missing. `address` and `port` are where the API server can be reached from the nodes.
@@ -74,7 +76,16 @@ async fn service(objects: &Objects, address: IpAddr, port: u16) -> Result<(), St
         "addressType": if address.is_ipv4() { "IPv4" } else { "IPv6" },
         "endpoints": [{"addresses": [address.to_string()], "conditions": {"ready": true}}], "ports": ports,
     });
-    follow(objects, "discovery.k8s.io", "endpointslices", slice, "endpoints").await
+    follow(objects, "discovery.k8s.io", "endpointslices", slice, "endpoints").await?;
+    // It has no endpoints: the nodes answer themselves. Without it another Service might be given the address.
+    let names = json!({"metadata": {"labels": {"k8s-app": "kube-dns"}}, "spec": {
+        "type": "ClusterIP", "clusterIP": DNS_ADDRESS, "sessionAffinity": "None",
+        "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}],
+    }});
+    if let Err(status) = ensure(objects, "", "services", "kube-system", "kube-dns", names).await {
+        log::error!("service=kube-system/kube-dns not made, pods may not resolve names: {}", status.message);
+    }
+    Ok(())
 }
 
 /// Makes an object of `default` named `kubernetes`, or sets one field of it right.
