@@ -15,6 +15,7 @@ use smol::channel::{self, Receiver, Sender};
 use super::{Context, logs};
 use crate::api::meta;
 use crate::api::streams::{self, CLOSE, ERROR, MESSAGE_BYTES_MAX, PROTOCOLS, STDERR, STDIN, STDOUT};
+use crate::base::task;
 use crate::wire::websocket;
 
 /// Messages to the server that wait to be sent; then nothing more is read.
@@ -117,7 +118,7 @@ fn default_container(cx: &Context, pod: &Value, quiet: bool) -> Result<String> {
 async fn converse(mut sender: websocket::Sender, mut receiver: websocket::Receiver, stdin: bool, tty: bool) -> Result<Value> {
     let (outgoing, waiting) = channel::bounded(WAITING_MAX);
     if tty {
-        smol::spawn(watch_size(outgoing.clone())).detach();
+        task::spawn(watch_size(outgoing.clone())).detach();
     }
     if stdin {
         // A read from a terminal cannot be called off: this thread ends with the process.

@@ -102,15 +102,20 @@ async fn connect(places: &Places) -> Result<(Target, Client)> {
 /// Waits until the node's agent has said that it is ready.
 pub async fn wait_for_node(client: &Client, name: &str) -> Result<()> {
     let path = format!("/api/v1/nodes/{name}");
-    let ask = async || -> Result<()> {
-        let node = client.get(&path).await?;
-        let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let ready: Option<&Value> = conditions.iter().find(|condition| condition["type"] == "Ready");
-        let ready = ready.context("it has not said that it is ready")?;
-        ensure!(ready["status"] == "True", "{}", ready["message"].as_str().unwrap_or("it says no reason"));
-        Ok(())
-    };
+    let ask = async || -> Result<()> { check_ready(&client.get(&path).await?) };
     wait(&format!("node {name} does not become Ready"), ask).await
+}
+
+/// Whether a Node says that it is ready.
+///
+/// # Errors
+/// What it says instead.
+pub fn check_ready(node: &Value) -> Result<()> {
+    let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let ready: Option<&Value> = conditions.iter().find(|condition| condition["type"] == "Ready");
+    let ready = ready.context("it has not said that it is ready")?;
+    ensure!(ready["status"] == "True", "{}", ready["message"].as_str().unwrap_or("it says no reason"));
+    Ok(())
 }
 
 async fn wait<T>(what: &str, ask: impl AsyncFn() -> Result<T>) -> Result<T> {

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use argh::{ArgsInfo, FromArgs};
-use serde_json::Value;
 
 use super::Context;
+use super::init;
 use super::join::Board;
 use super::token::Token;
 use crate::client::kubeconfig::{self, NewContext, Overrides};
@@ -322,12 +322,7 @@ async fn wait_for_node(cluster: &Cluster, client: &Client, name: &str) -> Result
     let lease = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}");
     let ask = async || -> Result<()> {
         client.get(&lease).await.context("its agent has not reported yet")?;
-        let node = client.get(&path).await?;
-        let conditions = node["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let ready: Option<&Value> = conditions.iter().find(|condition| condition["type"] == "Ready");
-        let ready = ready.context("it has not said that it is ready")?;
-        ensure!(ready["status"] == "True", "{}", ready["message"].as_str().unwrap_or("it says no reason"));
-        Ok(())
+        init::check_ready(&client.get(&path).await?)
     };
     wait(cluster, name, &format!("node {name} does not become Ready"), NODE_DEADLINE, ask).await
 }

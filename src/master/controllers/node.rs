@@ -2,7 +2,7 @@
 //! (upstream `pkg/controller/nodelifecycle`). It never moves a pod, and never touches taints that are not its own.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,6 +40,8 @@ pub struct Controller {
     leases: &'static Resource,
     /// When each node was last heard of, by our own clock: theirs may be years off.
     heard: RefCell<HashMap<String, Timestamp>>,
+    /// Nodes that were ready when they were last noticed.
+    well: RefCell<BTreeSet<String>>,
     queue: Queue<Name>,
 }
 
@@ -51,6 +53,7 @@ impl Controller {
             shared: shared.clone(),
             recorder: recorder.clone(),
             heard: RefCell::default(),
+            well: RefCell::default(),
             queue: Queue::new(),
         });
         let listener = controller.clone();
@@ -58,10 +61,25 @@ impl Controller {
         controller
     }
 
-    /// Looks at every node anew: what becomes of the pods of one depends on whether any other is well.
-    fn look_at_all(&self) {
-        let (nodes, _) = self.shared.objects().list(self.nodes, None);
-        nodes.iter().for_each(|node| self.queue.add(Name::of(&node.key)));
+    /// Notes whether a node is ready. Where the first becomes well, or the last one no more, every node is looked at anew: what becomes
+    /// of the pods of one that is not depends on it.
+    fn note(&self, name: &str, is_ready: bool) {
+        let mut well = self.well.borrow_mut();
+        let was_none = well.is_empty();
+        match is_ready {
+            true => well.insert(name.to_owned()),
+            false => well.remove(name),
+        };
+        if was_none != well.is_empty() {
+            let (nodes, _) = self.shared.objects().list(self.nodes, None);
+            nodes.iter().for_each(|node| self.queue.add(Name::of(&node.key)));
+        }
+    }
+
+    /// Whether a node other than this one is well. One that was deleted while the log was lost does not count.
+    fn is_other_well(&self, name: &str) -> bool {
+        let is_there = |other: &str| self.shared.objects().store().get(&Key::new(self.nodes, "", other)).is_some();
+        self.well.borrow().iter().any(|other| other != name && is_there(other))
     }
 
     fn notice(&self, notice: &Notice) {
@@ -74,13 +92,11 @@ impl Controller {
         } else if notice.is(self.nodes) {
             if notice.is_deleted() {
                 self.heard.borrow_mut().remove(&key.name);
-                self.look_at_all();
+                self.note(&key.name, false);
                 return;
             }
             let node = notice.object.value();
-            if notice.previous.is_some_and(|previous| is_ready(&previous.value()) != is_ready(&node)) {
-                self.look_at_all();
-            }
+            self.note(&key.name, is_ready(&node));
             let speaks = condition(&node, "Ready") != "Unknown";
             let mut heard = self.heard.borrow_mut();
             let last = heard.entry(key.name.clone()).or_insert_with(|| self.shared.now());
@@ -115,8 +131,7 @@ impl Loop for Controller {
             log::warn!("node={name} is silent since {heard}");
             self.recorder.normal(&object, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
         }
-        let others = || objects.list(self.nodes, None).0;
-        let evicts = !is_ready(&node) && others().iter().any(|other| is_ready(&other.value()));
+        let evicts = !is_ready(&node) && self.is_other_well(&name.name);
         if let Some(taints) = taints(&node, evicts, now) {
             objects
                 .update(self.nodes, "", &name.name, Part::Whole, false, |live| {

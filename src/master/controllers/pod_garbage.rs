@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::feed::{Index, Notice};
+use super::feed::{self, Index, Notice};
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
 use crate::api::schema::Resource;
@@ -170,6 +170,5 @@ fn node_of(pod: &Object) -> String {
 fn is_finished(pod: &Object) -> bool {
     // The phase is looked for as text first: this is asked at every change of every pod.
     const WORDS: [&[u8]; 2] = [b"\"Succeeded\"", b"\"Failed\""];
-    WORDS.iter().any(|word| pod.json.windows(word.len()).any(|window| window == *word))
-        && pod.view::<Pod>().is_ok_and(|pod| pod.is_finished())
+    WORDS.iter().any(|word| feed::contains(&pod.json, word)) && pod.view::<Pod>().is_ok_and(|pod| pod.is_finished())
 }

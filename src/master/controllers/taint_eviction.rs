@@ -2,14 +2,15 @@
 //! pods of a node that is silent come up elsewhere. It decides by the taints alone; who sets them, and why, is another's affair.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::feed::{Index, Notice};
+use super::feed::{self, Index, Notice};
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
 use crate::api::schema::Resource;
@@ -28,6 +29,8 @@ pub struct Controller {
     pods: &'static Resource,
     /// Since when a node has a taint that does not say so itself, by the node's name and the taint's key.
     seen: RefCell<HashMap<(String, String), Timestamp>>,
+    /// Nodes that had such a taint when they were last noticed: as a rule there is none, and then no pod is read.
+    tainted: RefCell<BTreeSet<String>>,
     /// Names of nodes.
     queue: Queue<Name>,
 }
@@ -109,6 +112,7 @@ impl Controller {
             shared: shared.clone(),
             recorder: recorder.clone(),
             seen: RefCell::default(),
+            tainted: RefCell::default(),
             queue: Queue::new(),
         });
         let listener = controller.clone();
@@ -119,16 +123,20 @@ impl Controller {
     fn notice(&self, notice: &Notice) {
         let key = &notice.object.key;
         if notice.is(self.nodes) {
+            let mut tainted = self.tainted.borrow_mut();
             if notice.is_deleted() {
+                tainted.remove(&key.name);
                 self.seen.borrow_mut().retain(|(node, _), _| *node != key.name);
-            } else if is_tainted(notice.object) || notice.previous.is_some_and(|previous| is_tainted(previous)) {
+            } else if is_tainted(notice.object) {
+                tainted.insert(key.name.clone());
+                self.queue.add(Name::of(key));
+            } else if tainted.remove(&key.name) {
                 self.queue.add(Name::of(key));
             }
-        } else if notice.is(self.pods) && !notice.is_deleted() {
+        } else if notice.is(self.pods) && !notice.is_deleted() && !self.tainted.borrow().is_empty() {
             let node = notice.object.view::<Placed>().unwrap_or_default().spec.node_name;
-            let node = Key::new(self.nodes, "", &node);
-            if self.shared.objects().store().get(&node).is_some_and(|node| is_tainted(&node)) {
-                self.queue.add(Name::of(&node));
+            if self.tainted.borrow().contains(&node) {
+                self.queue.add(Name::new("", &node));
             }
         }
     }
@@ -149,7 +157,7 @@ impl Controller {
         taints
     }
 
-    async fn evict(&self, pod: &std::sync::Arc<Object>) -> anyhow::Result<()> {
+    async fn evict(&self, pod: &Arc<Object>) -> anyhow::Result<()> {
         let (objects, key) = (self.shared.objects(), &pod.key);
         let now = self.shared.now().to_string();
         let marked = objects.update(self.pods, &key.namespace, &key.name, Part::Status, false, |live| Ok(disrupt(live, &now))).await;
@@ -203,7 +211,7 @@ impl Loop for Controller {
 
 /// Most nodes have none: the word is looked for before the object is read.
 fn is_tainted(node: &Object) -> bool {
-    node.json.windows(NO_EXECUTE.len()).any(|window| window == NO_EXECUTE.as_bytes())
+    feed::contains(&node.json, NO_EXECUTE.as_bytes())
 }
 
 /// The pod with the condition that says why it goes; KEP-3329.

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use self::plan::{Dependent, Op, Owner};
 use super::adoption::without_owner;
-use super::feed::{Index, Notice, group_of, owners};
+use super::feed::{Index, Notice, contains, group_of, owners};
 use super::queue::Queue;
 use super::{Loop, Shared};
 use crate::api::meta;
@@ -248,8 +248,7 @@ fn finalizes(object: &Object) -> bool {
 
 fn is_ending_with(object: &Object, finalizers: &[&str]) -> bool {
     // Few objects are being deleted; the word is found faster than the object is read.
-    const WORD: &[u8] = b"\"deletionTimestamp\"";
-    if !object.json.windows(WORD.len()).any(|window| window == WORD) {
+    if !contains(&object.json, b"\"deletionTimestamp\"") {
         return false;
     }
     let metadata = object.view::<Head>().unwrap_or_default().metadata;
