@@ -2,17 +2,21 @@
 //! It never runs a sign-in program and never prints a key.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use nix::fcntl::{Flock, FlockArg};
 use serde_yaml::{Mapping, Value};
 
 use crate::base::file;
 
+/// Of the text in a lock file.
+const HOLDER_BYTES_MAX: u64 = 512;
 /// How long another program may hold the file's lock.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -335,7 +339,8 @@ pub fn edit(path: &Path, change: impl FnOnce(&mut Mapping) -> Result<()>) -> Res
     file::replace(&path, text.as_bytes(), 0o600).with_context(|| format!("write kubeconfig {}", path.display()))
 }
 
-/// The file `config.lock` beside the kubeconfig, as kubectl makes it.
+/// The file `config.lock` beside the kubeconfig, as kubectl makes it. Ours say who holds them, so that one whose holder was killed is in
+/// nobody's way; an empty one is kubectl's, and respected.
 struct Lock(PathBuf);
 
 impl Lock {
@@ -346,7 +351,12 @@ impl Lock {
         let deadline = Instant::now() + LOCK_WAIT;
         loop {
             match fs::OpenOptions::new().write(true).create_new(true).open(&name) {
-                Ok(_) => return Ok(Self(name)),
+                Ok(mut file) => {
+                    let lock = Self(name);
+                    file.write_all(holder(std::process::id())?.as_bytes()).with_context(|| format!("lock {}", path.display()))?;
+                    return Ok(lock);
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && clear_left_behind(&name)? => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -357,6 +367,28 @@ impl Lock {
             }
         }
     }
+}
+
+/// What stands in a lock file of ours. With the machine's name: a home folder may be shared.
+fn holder(pid: u32) -> Result<String> {
+    let host = nix::unistd::gethostname().context("read the host name")?;
+    Ok(format!("edgectl {} {pid}", host.to_string_lossy()))
+}
+
+/// Removes a lock file whose holder, a program of ours on this machine, has ended without it; answers whether it did. Whoever removes
+/// one has it locked, so that of two who find the same neither takes away what the other has made since.
+fn clear_left_behind(name: &Path) -> Result<bool> {
+    let Ok(file) = fs::File::open(name) else { return Ok(false) };
+    let Ok(mut file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else { return Ok(false) };
+    let mut text = String::new();
+    let Ok(_) = (&mut *file).take(HOLDER_BYTES_MAX).read_to_string(&mut text) else { return Ok(false) };
+    let Some(pid) = text.rsplit(' ').next().and_then(|pid| pid.parse::<u32>().ok()) else { return Ok(false) };
+    let is_same = fs::metadata(name).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
+    if text != holder(pid)? || Path::new(&format!("/proc/{pid}")).exists() || !is_same {
+        return Ok(false);
+    }
+    fs::remove_file(name).with_context(|| format!("remove {}, which nobody holds any more", name.display()))?;
+    Ok(true)
 }
 
 impl Drop for Lock {
@@ -389,6 +421,28 @@ mod tests {
             client_certificate: "CRT",
             client_key: "KEY",
         }
+    }
+
+    #[test]
+    fn a_lock_whose_holder_was_killed_is_in_nobodys_way() {
+        let folder = std::env::temp_dir().join(format!("edgectl-lock-{}", crate::base::id::uid()));
+        fs::create_dir_all(&folder).unwrap();
+        let (config, lock) = (folder.join("config"), folder.join("config.lock"));
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        for (text, is_cleared) in [
+            (holder(ended.id()).unwrap(), true),
+            (holder(std::process::id()).unwrap(), false),
+            (String::new(), false),
+            (format!("edgectl another-host {}", ended.id()), false),
+        ] {
+            fs::write(&lock, &text).unwrap();
+            assert_eq!((clear_left_behind(&lock).unwrap(), lock.exists()), (is_cleared, !is_cleared), "{text:?}");
+        }
+        fs::write(&lock, holder(ended.id()).unwrap()).unwrap();
+        drop(Lock::take(&config).unwrap());
+        assert!(!lock.exists());
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
