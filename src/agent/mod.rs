@@ -1,5 +1,5 @@
 //! The node: it watches the pods that are bound to it and makes them true with runtime, network and images. It dials the
-//! master and listens nowhere; what runs goes on when it is killed, and it finds it again. It decides no placement.
+//! master and listens nowhere, but as the name server of its own pods; what runs goes on when it is killed, and it finds it again. It decides no placement.
 
 mod container;
 mod environment;
