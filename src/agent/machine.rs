@@ -17,6 +17,8 @@ const BACKOFF_FORGOTTEN: Duration = Duration::from_secs(600);
 /// What could not be prepared (a missing ConfigMap, no address left) is tried again after this, doubled up to the maximum.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Exit code of a run whose end nobody saw, as container runtimes tell it after the machine was started anew.
+const LOST_CODE: i32 = 255;
 
 /// Where a pod is in its life; it only moves downwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -121,6 +123,8 @@ pub struct Exit {
     /// The signal that ended it, or 0.
     pub signal: i32,
     pub oom_killed: bool,
+    /// Nobody saw it end: the machine was started anew.
+    pub lost: bool,
     pub started: Timestamp,
     pub finished: Timestamp,
     /// What the container left in its termination message.
@@ -132,6 +136,7 @@ impl Exit {
     /// Kubernetes' word for it.
     pub fn reason(&self) -> &'static str {
         match (self.oom_killed, self.code) {
+            _ if self.lost => "Unknown",
             (true, _) => "OOMKilled",
             (false, 0) => "Completed",
             (false, _) => "Error",
@@ -188,6 +193,27 @@ impl Record {
         if self.state <= State::Running {
             self.sandbox = false;
             self.state = State::Starting;
+        }
+    }
+
+    /// Notes that the machine was started anew while the pod ran. A container of which no end is known ended with the machine, and may run
+    /// again at once; init containers prepare again what was only in memory.
+    pub fn rebooted(&mut self, pod: &Pod, now: Timestamp) {
+        for known in self.containers.values_mut() {
+            if let ContainerState::Running { since } = known.state {
+                let id = known.id.clone();
+                known.state =
+                    ContainerState::Exited(Exit { code: LOST_CODE, lost: true, started: since, finished: now, id, ..Exit::default() });
+            }
+        }
+        for container in &pod.spec.init_containers {
+            if let Some(known) = self.containers.get_mut(&container.name)
+                && let ContainerState::Exited(exit) = &known.state
+                && exit.code == 0
+            {
+                known.last = Some(exit.clone());
+                known.state = ContainerState::default();
+            }
         }
     }
 
@@ -258,10 +284,31 @@ fn starting(pod: &Pod, record: &mut Record, now: Timestamp) -> Option<Action> {
     if record.sandbox {
         return advance(record, State::Initializing);
     }
+    // Its sandbox was lost after all was done: no new one is made, and what is left of the old one taken away.
+    if is_over(pod, record) {
+        record.sandbox = true;
+        return advance(record, State::Stopped);
+    }
     match record.retry.at > now {
         true => Some(Action::Wait(earliest([Some(record.retry.at), deadline(pod, record)]))),
         false => Some(Action::Prepare),
     }
+}
+
+/// Whether no container will run again.
+fn is_over(pod: &Pod, record: &Record) -> bool {
+    let exit = |container: &Container| match record.containers.get(&container.name).map(|known| &known.state) {
+        Some(ContainerState::Exited(exit)) => Some(exit.code),
+        _ => None,
+    };
+    let is_done = |container: &Container| match pod.spec.restart_policy {
+        RestartPolicy::Always => false,
+        RestartPolicy::OnFailure => exit(container) == Some(0),
+        RestartPolicy::Never => exit(container).is_some(),
+    };
+    let is_failed = |container: &Container| exit(container).is_some_and(|code| code != 0);
+    pod.spec.containers.iter().all(is_done)
+        || pod.spec.restart_policy == RestartPolicy::Never && pod.spec.init_containers.iter().any(is_failed)
 }
 
 fn initializing(pod: &Pod, record: &mut Record, now: Timestamp) -> Option<Action> {
@@ -459,6 +506,38 @@ mod tests {
         record.running("log", "4".into(), at(2));
         assert_eq!(step(&pod, &mut record, at(2)), Action::Wait(None));
         assert_eq!(record.state, State::Running);
+    }
+
+    #[test]
+    fn after_a_reboot_a_pod_begins_anew_unless_it_never_restarts() {
+        for (policy, expected) in
+            [(RestartPolicy::Always, vec![Action::Prepare, start("init"), start("web")]), (RestartPolicy::Never, vec![Action::Teardown])]
+        {
+            let pod = pod(policy, &["init"], &["web"]);
+            let mut record = Record::new(&pod, START);
+            record.exited("init", exit(0, 0, 1));
+            record.running("web", "1".into(), at(1));
+            record.rebooted(&pod, at(100));
+            let mut actions = vec![];
+            for (at, id) in [(at(100), "2"), (at(101), "3"), (at(102), "4")] {
+                let action = step(&pod, &mut record, at);
+                actions.push(action.clone());
+                match action {
+                    Action::Prepare => record.sandbox = true,
+                    Action::Start(name) if name == "init" => record.exited("init", exit(0, 100, 101)),
+                    Action::Start(name) => record.running(&name, id.into(), at),
+                    _ => break,
+                }
+            }
+            assert_eq!(actions, expected);
+            let web = &record.containers["web"];
+            let lost = web.last.clone().or(match &web.state {
+                ContainerState::Exited(exit) => Some(exit.clone()),
+                _ => None,
+            });
+            let lost = lost.unwrap();
+            assert_eq!((lost.code, lost.reason(), web.restarts), (255, "Unknown", if policy == RestartPolicy::Never { 0 } else { 1 }));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod environment;
 mod exec;
 mod identity;
 mod image_gc;
+mod ledger;
 mod logs;
 mod machine;
 mod node;
@@ -24,13 +25,14 @@ mod worker;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures_lite::{FutureExt, future};
 use serde_json::{Value, json};
 use smol::Timer;
 
@@ -42,12 +44,13 @@ use crate::client::cache::{Event, Feed};
 use crate::client::{Client, Manner, Query, is_not_found, kubeconfig};
 use crate::image::{Credentials, Image, Images, PullOptions, Reference, Registries};
 use crate::network::files::{self, DnsPolicy, HostAlias, Resolver};
-use crate::network::peers::pod_mtu;
+use crate::network::peers::{POD_MTU_DEFAULT, pod_mtu};
 use crate::network::{Network, NodeConfig};
 use crate::runtime::pod::Runtime;
 use crate::wire::dial::Dialer;
 
 use environment::{Facts, Source};
+use ledger::Ledger;
 use recorder::Recorder;
 use volumes::TokenWanted;
 use worker::{Mailbox, Worker};
@@ -60,6 +63,8 @@ const BRIDGE: &str = "edge0";
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
+/// How long the master may take for one answer, or one page of a list.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What the agent is started with.
 pub struct Options {
@@ -80,6 +85,7 @@ struct Node {
     network: Network,
     images: Images,
     image_uses: RefCell<image_gc::Uses>,
+    ledger: Rc<Ledger>,
     dialer: Dialer,
     recorder: Recorder,
     /// The Node's status has something new to tell.
@@ -113,23 +119,27 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let config = places.agent_kubeconfig();
     wait_for(&config).await?;
     let target = kubeconfig::load(Some(&config.to_string_lossy()))?.target(&kubeconfig::Overrides::default())?;
-    let host_ip = own_address(&target.server)?;
-    let client = Client::new(&target, Manner::default())?;
+    let ledger = Ledger::open(places.state.join("ledger"));
+    let client = Client::new(&target, Manner { timeout: Some(ANSWER_TIMEOUT), ..Manner::default() })?;
     let runtime = Runtime::new(&places.run);
     let images = Images::open(&places.state.join("images")).context("open the image store")?;
-    while let Err(error) = node::register(&client, &name).await {
-        log::warn!("node={name} {error:#}");
-        Timer::after(RETRY).await;
-    }
-    let (pod_cidr, registered) = pod_network(&client, &name).await;
-    let IpAddr::V4(node_address) = host_ip else { bail!("the node's address {host_ip} is not IPv4, as the pod network is") };
+    let registered = register(&client, &name, &ledger).await;
+    let place = Place::find(&target.server, registered.as_ref(), &ledger)?;
+    let mtu = match pod_mtu(place.address).await {
+        Ok(mtu) => mtu,
+        Err(error) if registered.is_none() => {
+            log::warn!("node={name} {error:#}");
+            POD_MTU_DEFAULT
+        }
+        Err(error) => return Err(error),
+    };
     let network = Network::open(NodeConfig {
-        pod_cidr: pod_cidr.parse()?,
-        node_address,
+        pod_cidr: place.pod_cidr.parse()?,
+        node_address: place.address,
         cluster_cidr: CLUSTER_CIDR.parse()?,
         service_cidr: SERVICE_CIDR.parse()?,
         bridge: BRIDGE.into(),
-        mtu: pod_mtu(node_address).await?,
+        mtu,
         lease_dir: places.run.join("leases"),
         local_addresses: vec![services::DNS_ADDRESS],
     })?;
@@ -138,7 +148,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         recorder: Recorder::start(client.clone(), &name),
         client,
         facts: Facts {
-            host_ip: host_ip.to_string(),
+            host_ip: place.address.to_string(),
             pod_ip: String::new(),
             node_name: name,
             node_cpu_milli: machine.cpus * 1000,
@@ -152,17 +162,26 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         network,
         images,
         image_uses: RefCell::default(),
+        ledger,
         dialer: egress.map(Dialer::within).unwrap_or_default(),
         status_due: Cell::new(false),
         runs: RefCell::default(),
         pods: RefCell::default(),
     });
-    while let Err(error) = node::write_status(&node, &machine, &registered["status"]).await {
-        log::warn!("node={} {error:#}", node.facts.node_name);
-        Timer::after(RETRY).await;
+    match registered {
+        Some(registered) => {
+            while let Err(error) = node::write_status(&node, &machine, &registered["status"]).await {
+                log::warn!("node={} {error:#}", node.facts.node_name);
+                Timer::after(RETRY).await;
+            }
+            log::info!("node={} registered address={} pods={}", node.facts.node_name, place.address, place.pod_cidr);
+        }
+        None => {
+            node.status_due.set(true);
+            log::warn!("node={} goes by its ledger: the master is away", node.facts.node_name);
+        }
     }
     node.recorder.node(recorder::Severity::Normal, "Starting", "Starting edgectl agent.".into());
-    log::info!("node={} registered address={host_ip} pods={pod_cidr}", node.facts.node_name);
     task::spawn(server::run(node.clone())).detach();
     let names = services::name_server(CLUSTER_DOMAIN, node.dialer.clone());
     task::spawn(services::serve(names.clone())).detach();
@@ -172,14 +191,56 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     task::spawn(async move { keeper.network.keep_services().await }).detach();
     task::spawn(sources::keep(node.clone())).detach();
     task::spawn(identity::keep(node.clone())).detach();
-    let keeper = node.clone();
-    task::spawn(async move { node::keep(&keeper, &machine).await }).detach();
     // Before the first pod, which may be there for the sake of such an image.
     match preload::load(&node.images, &node.places.state).await {
-        Ok(changed) => node.status_due.set(changed),
+        Ok(changed) => node.status_due.set(changed || node.status_due.get()),
         Err(error) => log::error!("preload images: {error:#}"),
     }
-    follow(node).await
+    follow(node.clone()).or(node::keep(&node, &machine, &target.server, &place)).await
+}
+
+/// The Node as the master has it, once it has given it a network for its pods; None if the master is away and this node knows itself.
+async fn register(client: &Client, name: &str, ledger: &Ledger) -> Option<Value> {
+    let registered = async {
+        while let Err(error) = node::register(client, name).await {
+            log::warn!("node={name} {error:#}");
+            Timer::after(RETRY).await;
+        }
+        Some(pod_network(client, name).await)
+    };
+    let impatient = async {
+        if ledger.read(Place::FILE).is_none() {
+            future::pending::<()>().await;
+        }
+        Timer::after(ledger::PATIENCE).await;
+        None
+    };
+    registered.or(impatient).await
+}
+
+/// Where the node is in the networks: what it must know of itself to run pods.
+struct Place {
+    address: Ipv4Addr,
+    pod_cidr: String,
+}
+
+impl Place {
+    const FILE: &str = "node.json";
+
+    /// What the master has said of the node, or else what the ledger has of it.
+    fn find(server: &str, registered: Option<&Value>, ledger: &Ledger) -> anyhow::Result<Self> {
+        let known = ledger.read(Self::FILE).unwrap_or_default();
+        let address = match (own_address(server), known["address"].as_str().and_then(|address| address.parse().ok())) {
+            (Ok(IpAddr::V4(address)), _) => address,
+            (Ok(IpAddr::V6(address)), _) => bail!("the node's address {address} is not IPv4, as the pod network is"),
+            // Its own network is not there yet either.
+            (Err(_), Some(known)) if registered.is_none() => known,
+            (Err(error), _) => return Err(error),
+        };
+        let pod_cidr = registered.map_or(&known["podCIDR"], |node| &node["spec"]["podCIDR"]).as_str().unwrap_or_default().to_owned();
+        ledger.note(Self::FILE, Some(json!({"address": address, "podCIDR": pod_cidr})));
+        Ok(Self { address, pod_cidr })
+    }
 }
 
 /// Gives every pod of this node a worker, and each worker its news.
@@ -188,11 +249,33 @@ async fn follow(node: Rc<Node>) -> anyhow::Result<()> {
     for sandbox in node.runtime.pods().await? {
         found.insert(sandbox.config().uid.clone(), sandbox);
     }
+    // Who knew a pod's address finds it there, even while nobody can be told another.
+    for uid in node.ledger.uids().iter().filter(|uid| !found.contains_key(*uid)) {
+        let status = node.ledger.status(uid).unwrap_or_default();
+        if let Some(address) = status["podIP"].as_str().and_then(|address| address.parse().ok()) {
+            node.network.reserve(uid, address);
+        }
+    }
     let query = Query::new().with("fieldSelector", format!("spec.nodeName={}", node.facts.node_name));
     let feed = Feed::start(node.client.clone(), "/api/v1/pods".into(), query);
+    let early = async { Some(feed.next().await) };
+    let late = async {
+        Timer::after(ledger::PATIENCE).await;
+        None
+    };
+    let mut heard = early.or(late).await;
+    if heard.is_none() {
+        let pods = node.ledger.pods();
+        log::warn!("node={} takes {} pods from its ledger: the master is away", node.facts.node_name, pods.len());
+        pods.iter().for_each(|object| node.clone().heard(object, &mut found));
+    }
     let mut first = true;
     loop {
-        match feed.next().await {
+        let event = match heard.take() {
+            Some(event) => event,
+            None => feed.next().await,
+        };
+        match event {
             Event::Relisted(objects) => {
                 let listed: BTreeSet<String> = objects.iter().map(|object| meta::uid(object).to_owned()).collect();
                 let gone: Vec<Rc<Mailbox>> =
@@ -228,6 +311,7 @@ impl Node {
                 return;
             }
         };
+        self.ledger.note_pod(&pod, object);
         let key = (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         let known = self.pods.borrow().get(&key).cloned();
         match known {
@@ -249,6 +333,7 @@ impl Node {
                         pods.remove(&key);
                     }
                     self.runs.borrow_mut().remove(&uid);
+                    self.ledger.forget_pod(&uid);
                 })
                 .detach();
             }
@@ -264,6 +349,7 @@ impl Node {
                 log::error!("{error:#}");
             }
         }
+        self.ledger.uids().iter().filter(|uid| !listed.contains(*uid)).for_each(|uid| self.ledger.forget_pod(uid));
         if let Err(error) = self.network.sweep(listed).await {
             log::error!("sweep the pod network: {error:#}");
         }
@@ -418,8 +504,8 @@ impl Node {
     }
 }
 
-/// The network for this node's pods, once the master has given it one, and the Node as it is then.
-async fn pod_network(client: &Client, name: &str) -> (String, Value) {
+/// The Node, once the master has given it a network for its pods.
+async fn pod_network(client: &Client, name: &str) -> Value {
     let query = Query::new().with("fieldSelector", format!("metadata.name={name}"));
     let feed = Feed::start(client.clone(), "/api/v1/nodes".into(), query);
     loop {
@@ -429,8 +515,8 @@ async fn pod_network(client: &Client, name: &str) -> (String, Value) {
             Event::Deleted(_) => Vec::new(),
         };
         for node in nodes {
-            if let Some(cidr) = node["spec"]["podCIDR"].as_str().filter(|cidr| !cidr.is_empty()) {
-                return (cidr.to_owned(), node);
+            if node["spec"]["podCIDR"].as_str().is_some_and(|cidr| !cidr.is_empty()) {
+                return node;
             }
         }
     }

@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 use smol::Timer;
 
-use super::{Node, image_gc};
+use super::{Node, Place, image_gc, own_address};
 use crate::base::time::Timestamp;
 use crate::client::{Client, Patch, Query, is_not_found};
 
@@ -101,8 +101,11 @@ pub async fn register(client: &Client, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Keeps the lease and the status as long as the process lives.
-pub async fn keep(node: &Node, machine: &Machine) {
+/// Keeps the lease and the status as long as the node stays where it is.
+///
+/// # Errors
+/// If it has another address or network now: the agent has to begin anew, which stops nothing.
+pub async fn keep(node: &Node, machine: &Machine, server: &str, place: &Place) -> anyhow::Result<()> {
     let mut looked = std::time::Instant::now();
     let mut lease = Value::Null;
     loop {
@@ -125,11 +128,24 @@ pub async fn keep(node: &Node, machine: &Machine) {
                 // One that was deleted by mistake comes back.
                 register(&node.client, &node.facts.node_name).await?;
                 let live = node.client.get(&path).await?;
-                write_status(node, machine, &live["status"]).await
+                write_status(node, machine, &live["status"]).await?;
+                anyhow::Ok(live)
             };
-            if let Err(error) = written.await {
-                log::warn!("node={} status: {error:#}", node.facts.node_name);
+            match written.await {
+                Ok(live) if live["spec"]["podCIDR"].as_str().is_some_and(|cidr| cidr != place.pod_cidr) => {
+                    bail!("the pods' network is {} now, not {}", live["spec"]["podCIDR"], place.pod_cidr)
+                }
+                Ok(_) => (),
+                Err(error) => {
+                    node.status_due.set(true);
+                    log::warn!("node={} status: {error:#}", node.facts.node_name);
+                }
             }
+        }
+        if let Ok(address) = own_address(server)
+            && address != place.address
+        {
+            bail!("the node's address is {address} now, not {}", place.address);
         }
         Timer::after(interval).await;
     }

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_lite::future;
-use serde_json::Value;
+use serde_json::{Value, json};
 use smol::Timer;
 
 use super::Node;
+use super::ledger::Followed;
 use crate::api::meta;
-use crate::client::Query;
-use crate::client::cache::{Event, Feed};
+use crate::client::cache::Event;
 use crate::network::Peer;
 
 /// Pause before ways that could not be made are tried again.
@@ -20,7 +20,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows the cluster's nodes, for ever.
 pub async fn follow(node: Rc<Node>) {
-    let feed = Feed::start(node.client.clone(), "/api/v1/nodes".into(), Query::new());
+    let feed = Followed::start(&node.ledger, &node.client, "/api/v1/nodes", "nodes.json", kept);
     let mut known: BTreeMap<String, Peer> = BTreeMap::new();
     let mut done: Option<Vec<Peer>> = None;
     loop {
@@ -53,6 +53,14 @@ fn hear(known: &mut BTreeMap<String, Peer>, event: Event) {
     }
 }
 
+/// What the ledger keeps of a node.
+fn kept(node: &Value) -> Value {
+    json!({
+        "metadata": {"name": meta::name(node)}, "spec": {"podCIDR": node["spec"]["podCIDR"]},
+        "status": {"addresses": node["status"]["addresses"]},
+    })
+}
+
 /// What can be reached of a node; nothing before it has its address and its pod network.
 fn peer(node: &Value) -> Option<Peer> {
     let addresses = node["status"]["addresses"].as_array()?;
@@ -62,8 +70,6 @@ fn peer(node: &Value) -> Option<Peer> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

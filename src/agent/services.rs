@@ -14,10 +14,10 @@ use serde_json::Value;
 use smol::{Async, Timer};
 
 use super::Node;
+use super::ledger::{self, Followed};
 use crate::api::meta;
 use crate::api::services::{Endpoint, EndpointSlice, Service};
-use crate::client::Query;
-use crate::client::cache::{Event, Feed};
+use crate::client::cache::Event;
 use crate::network::Protocol;
 use crate::network::dns::{self, Target, Upstream};
 use crate::network::services::{Backend, ServicePort};
@@ -71,8 +71,9 @@ pub async fn serve(server: Rc<NameServer>) {
 /// Follows the cluster's Services, for ever. Nothing is told before both lists are there: the rules of an agent before this
 /// one stay as they are until then.
 pub async fn follow(node: Rc<Node>, server: Rc<NameServer>) {
-    let services = Feed::start(node.client.clone(), "/api/v1/services".into(), Query::new());
-    let slices = Feed::start(node.client.clone(), "/apis/discovery.k8s.io/v1/endpointslices".into(), Query::new());
+    let follow = |path, file| Followed::start(&node.ledger, &node.client, path, file, ledger::without_history);
+    let services = follow("/api/v1/services", "services.json");
+    let slices = follow("/apis/discovery.k8s.io/v1/endpointslices", "endpointslices.json");
     let next = async || {
         let service = async { News::Services(services.next().await) };
         service.or(async { News::Slices(slices.next().await) }).await

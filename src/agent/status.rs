@@ -52,6 +52,8 @@ fn phase(pod: &Pod, record: &Record) -> &'static str {
         return "Failed";
     }
     match record.state {
+        // It has lost its sandbox since.
+        State::Starting | State::Initializing if any_ran(pod, record) => "Running",
         State::Starting | State::Initializing => "Pending",
         State::Running => {
             let started = |container: &Container| {
@@ -76,7 +78,7 @@ fn phase(pod: &Pod, record: &Record) -> &'static str {
 fn any_ran(pod: &Pod, record: &Record) -> bool {
     pod.spec.containers.iter().any(|container| {
         let known = record.containers.get(&container.name);
-        known.is_some_and(|known| matches!(known.state, ContainerState::Running { .. }) || known.last.is_some())
+        known.is_some_and(|known| !matches!(known.state, ContainerState::Waiting { .. }) || known.last.is_some())
     })
 }
 

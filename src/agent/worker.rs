@@ -10,17 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use event_listener::Event as Wake;
 use futures_lite::FutureExt;
+use serde_json::Value;
 use smol::Timer;
 
 use super::Node;
 use super::container::{self, Surroundings};
 use super::environment::{self, Facts, Found, Source};
+use super::ledger;
 use super::machine::{self, Action, ContainerState, Exit, Record, Retry, State};
 use super::recorder::Severity;
 use super::report::Report;
 use super::resources;
 use super::sources::{Version, Versions};
-use super::volumes::{self, Content, Folders, Tokens};
+use super::volumes::{self, Content, Folders, TokenWanted, Tokens};
 use crate::api::pod::{Container, Pod};
 use crate::base::time::Timestamp;
 use crate::base::{file, id};
@@ -105,6 +107,8 @@ pub struct Worker {
     refresh: Option<Timestamp>,
     stop_signals: BTreeMap<String, i32>,
     report: Report,
+    /// The phase that the ledger has.
+    noted_phase: String,
 }
 
 impl Worker {
@@ -126,6 +130,7 @@ impl Worker {
             refresh: None,
             stop_signals: BTreeMap::new(),
             report: Report::new(node.client.clone(), &pod),
+            noted_phase: String::new(),
             node,
             mailbox,
         }
@@ -151,6 +156,7 @@ impl Worker {
             }
             self.node.note_runs(&pod, &self.record);
             let status = super::status::status(&pod, &self.record, &self.node.facts.host_ip, &self.pod_ip, Timestamp::now());
+            self.note_phase(&pod, &status);
             if !self.mailbox.gone.get() {
                 self.report.send(&pod, status);
             }
@@ -164,6 +170,15 @@ impl Worker {
                 Action::Kill => self.signal(&pod, false).await,
                 Action::Teardown => self.teardown(&pod).await,
             }
+        }
+    }
+
+    /// Tells the ledger how far the pod has come; one that never ran comes from the beginning.
+    fn note_phase(&mut self, pod: &Pod, status: &Value) {
+        let phase = status["phase"].as_str().unwrap_or_default();
+        if self.noted_phase != phase && phase != "Pending" {
+            self.noted_phase = phase.to_owned();
+            self.node.ledger.note_status(&pod.metadata.uid, status);
         }
     }
 
@@ -254,7 +269,7 @@ impl Worker {
         if let Some(since) = pod.status["startTime"].as_str().and_then(Timestamp::parse) {
             self.record.started = since;
         }
-        self.recall_containers(pod);
+        self.recall_containers(&pod.status);
         for status in &containers {
             if let Some(known) = self.record.containers.get_mut(&status.name) {
                 if let ContainerState::Exited(exit) = &known.state {
@@ -303,20 +318,40 @@ impl Worker {
         self.fill_volumes(pod).await
     }
 
-    /// A pod of which nothing runs, but of which the API may know how it ended.
+    /// A pod of which nothing runs, but which may have been far: it ended, or the machine has been started anew since.
     fn recall(&mut self, pod: &Pod) {
-        let ended = matches!(pod.status["phase"].as_str(), Some("Succeeded" | "Failed"));
-        if ended {
-            self.recall_containers(pod);
-            self.record.state = State::Ended;
-            self.report.keep();
+        let is_told = matches!(pod.status["phase"].as_str(), Some("Succeeded" | "Failed"));
+        let status = match self.node.ledger.status(&pod.metadata.uid) {
+            Some(known) if !is_told => known,
+            _ => pod.status.clone(),
+        };
+        match status["phase"].as_str() {
+            Some("Succeeded" | "Failed") => {
+                self.recall_containers(&status);
+                self.record.state = State::Ended;
+                if is_told {
+                    self.report.keep();
+                }
+            }
+            Some("Running") => {
+                self.recall_containers(&status);
+                self.recall_running(&status);
+                self.record.rebooted(pod, Timestamp::now());
+                if let Some(since) = status["startTime"].as_str().and_then(Timestamp::parse) {
+                    self.record.started = since;
+                }
+                if let Err(error) = file::remove_tree(&self.folders.state.join("containers")) {
+                    log::error!("pod={} remove what its containers wrote: {error}", pod.full_name());
+                }
+            }
+            _ => (),
         }
     }
 
-    /// What the API was told of the containers before.
-    fn recall_containers(&mut self, pod: &Pod) {
+    /// What `status` has of the containers.
+    fn recall_containers(&mut self, status: &Value) {
         for field in ["initContainerStatuses", "containerStatuses"] {
-            for status in pod.status[field].as_array().into_iter().flatten() {
+            for status in status[field].as_array().into_iter().flatten() {
                 let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
                 known.restarts = status["restartCount"].as_u64().unwrap_or(0) as u32;
                 known.image = status["image"].as_str().unwrap_or_default().to_owned();
@@ -325,6 +360,21 @@ impl Worker {
                 if let Some(exit) = recalled_exit(&status["state"]["terminated"]) {
                     known.id = exit.id.clone();
                     known.state = ContainerState::Exited(exit);
+                }
+            }
+        }
+    }
+
+    /// Which containers ran by `status`. One that waited for its next run has had one, too.
+    fn recall_running(&mut self, status: &Value) {
+        for field in ["initContainerStatuses", "containerStatuses"] {
+            for status in status[field].as_array().into_iter().flatten() {
+                let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
+                if let Some(since) = status["state"]["running"]["startedAt"].as_str().and_then(Timestamp::parse) {
+                    known.state = ContainerState::Running { since };
+                }
+                if known.id.is_empty() {
+                    known.id = runtime_id(&status["containerID"]);
                 }
             }
         }
@@ -343,6 +393,7 @@ impl Worker {
             code: exit.code,
             signal: exit.signal.unwrap_or(0),
             oom_killed: exit.oom_killed,
+            lost: false,
             started: exit.started_at.unwrap_or(exit.finished_at),
             finished: exit.finished_at,
             message: self.termination_message(&pod, &status.name, exit.code),
@@ -496,8 +547,11 @@ impl Worker {
         let mut tokens = Tokens::new();
         let mut refresh: Option<Timestamp> = None;
         for wanted in volumes::tokens(pod) {
-            let token = self.node.token(pod, &wanted).await.context("get a service account token")?;
-            let life = Duration::from_secs(wanted.seconds).mul_f64(TOKEN_REFRESH);
+            let (token, life) = match self.token(pod, &wanted).await.context("get a service account token")? {
+                Some(token) => (token, Duration::from_secs(wanted.seconds).mul_f64(TOKEN_REFRESH)),
+                // Who could be shown a better one is away with the master.
+                None => (self.tokens.get(&wanted).cloned().unwrap_or_default(), ledger::AWAY),
+            };
             let at = Timestamp::now().plus(life);
             refresh = Some(refresh.map_or(at, |refresh| refresh.min(at)));
             tokens.insert(wanted, token);
@@ -506,17 +560,49 @@ impl Worker {
         Ok(())
     }
 
+    /// A token of the pod's service account; None if the master is away.
+    async fn token(&self, pod: &Pod, wanted: &TokenWanted) -> anyhow::Result<Option<String>> {
+        if self.node.ledger.is_away() {
+            return Ok(None);
+        }
+        match self.node.token(pod, wanted).await {
+            Ok(token) => Ok(Some(token)),
+            Err(error) if self.node.ledger.is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the volumes are made of, and a note of what was read, so that it is seen when that changes.
     async fn find_for_volumes(&self, pod: &Pod) -> anyhow::Result<Found> {
         let mut found = Found::new();
         let mut versions = Versions::new();
         for source in volumes::sources(pod) {
-            let object = self.node.read(&pod.metadata.namespace, &source).await?;
+            let object = self.read(pod, &source).await?;
             versions.insert(source.clone(), Version::of(object.as_ref()));
             found.extend(object.map(|object| (source, environment::data(&object))));
         }
         self.mailbox.versions.replace(versions);
         Ok(found)
+    }
+
+    /// A ConfigMap or Secret; as the pod read it last, if the master cannot be asked.
+    async fn read(&self, pod: &Pod, source: &Source) -> anyhow::Result<Option<Value>> {
+        let ledger = &self.node.ledger;
+        let uid = &pod.metadata.uid;
+        let known = || ledger.source(uid, source);
+        if ledger.is_away()
+            && let Some(known) = known()
+        {
+            return Ok(known);
+        }
+        match self.node.read(&pod.metadata.namespace, source).await {
+            Ok(object) => {
+                ledger.note_source(uid, source, object.as_ref());
+                Ok(object)
+            }
+            Err(error) if ledger.is_absence(&error) => known().ok_or(error),
+            Err(error) => Err(error),
+        }
     }
 
     fn facts(&self) -> Facts {
@@ -527,7 +613,7 @@ impl Worker {
         let mut found = Found::new();
         for source in sources {
             if !found.contains_key(&source)
-                && let Some(object) = self.node.read(&pod.metadata.namespace, &source).await?
+                && let Some(object) = self.read(pod, &source).await?
             {
                 found.insert(source, environment::data(&object));
             }
@@ -785,17 +871,23 @@ impl Worker {
     }
 }
 
-fn recalled_exit(terminated: &serde_json::Value) -> Option<Exit> {
+fn recalled_exit(terminated: &Value) -> Option<Exit> {
     let instant = |field: &str| terminated[field].as_str().and_then(Timestamp::parse).unwrap_or_default();
     Some(Exit {
         code: terminated["exitCode"].as_i64()? as i32,
         signal: terminated["signal"].as_i64().unwrap_or(0) as i32,
         oom_killed: terminated["reason"] == "OOMKilled",
+        lost: terminated["reason"] == "Unknown",
         started: instant("startedAt"),
         finished: instant("finishedAt"),
         message: terminated["message"].as_str().unwrap_or_default().to_owned(),
-        id: terminated["containerID"].as_str().unwrap_or_default().trim_start_matches("edgectl://").to_owned(),
+        id: runtime_id(&terminated["containerID"]),
     })
+}
+
+/// A `containerID` of the API as the runtime names it.
+fn runtime_id(id: &Value) -> String {
+    id.as_str().unwrap_or_default().trim_start_matches("edgectl://").to_owned()
 }
 
 fn host_ports(pod: &Pod) -> Vec<HostPort> {

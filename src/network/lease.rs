@@ -34,6 +34,8 @@ pub struct Leases {
     network: Cidr,
     by_pod: BTreeMap<String, Lease>,
     last: Option<Ipv4Addr>,
+    /// Addresses that pods had before the machine was started anew, kept for them until they take a lease again.
+    reserved: BTreeMap<String, Ipv4Addr>,
 }
 
 impl Leases {
@@ -41,7 +43,7 @@ impl Leases {
     pub fn open(folder: &Path, network: Cidr) -> Result<Self> {
         let what = || format!("read leases in {}", folder.display());
         fs::create_dir_all(folder).with_context(what)?;
-        let mut leases = Self { folder: folder.to_owned(), network, by_pod: BTreeMap::new(), last: None };
+        let mut leases = Self { folder: folder.to_owned(), network, by_pod: BTreeMap::new(), last: None, reserved: BTreeMap::new() };
         for entry in fs::read_dir(folder).with_context(what)? {
             let path = entry.with_context(what)?.path();
             let content = fs::read(&path).with_context(what)?;
@@ -70,7 +72,15 @@ impl Leases {
         self.by_pod.values()
     }
 
-    /// The pod's lease: the one it has, or the next address in turn. Fails when the network is full or another pod holds a port.
+    /// Keeps an address for a pod that had it, if it is of this network and nobody has it now.
+    pub fn reserve(&mut self, pod_uid: &str, address: Ipv4Addr) {
+        let is_held = self.by_pod.values().any(|lease| lease.address == address || lease.pod_uid == pod_uid);
+        if self.network.contains(address) && !is_held && !self.reserved.values().any(|reserved| *reserved == address) {
+            self.reserved.insert(pod_uid.to_owned(), address);
+        }
+    }
+
+    /// The pod's lease: the one it has, the address that is kept for it, or the next one in turn. Fails when the network is full or another pod holds a port.
     pub fn acquire(&mut self, pod_uid: &str, host_ports: &[HostPort]) -> Result<Lease> {
         for other in self.by_pod.values().filter(|lease| lease.pod_uid != pod_uid) {
             if let Some(port) = other.host_ports.iter().find(|held| host_ports.iter().any(|wanted| wanted.conflicts(held))) {
@@ -80,12 +90,16 @@ impl Leases {
         let address = match self.by_pod.get(pod_uid) {
             Some(lease) if lease.host_ports == host_ports => return Ok(lease.clone()),
             Some(lease) => lease.address,
-            None => self.next_free()?,
+            None => match self.reserved.get(pod_uid) {
+                Some(reserved) => *reserved,
+                None => self.next_free()?,
+            },
         };
         let lease = Lease { pod_uid: pod_uid.to_owned(), address, host_ports: host_ports.to_vec() };
         self.write(&lease)?;
         base::file::replace(&self.folder.join(LAST_FILE), address.to_string().as_bytes(), 0o600).context("write last lease")?;
         self.last = Some(address);
+        self.reserved.remove(pod_uid);
         self.by_pod.insert(pod_uid.to_owned(), lease.clone());
         Ok(lease)
     }
@@ -101,6 +115,7 @@ impl Leases {
 
     /// Gives the address back. That the pod has none is fine.
     pub fn release(&mut self, pod_uid: &str) -> Result<()> {
+        self.reserved.remove(pod_uid);
         if let Some(lease) = self.by_pod.get(pod_uid) {
             base::file::remove(&self.path(lease.address)).with_context(|| format!("remove lease of {}", lease.address))?;
             self.by_pod.remove(pod_uid);
@@ -114,7 +129,8 @@ impl Leases {
             Some(last) if self.network.contains(last) => u64::from(u32::from(last) - u32::from(self.network.address())) + 1,
             _ => FIRST_OFFSET,
         };
-        let taken: std::collections::BTreeSet<Ipv4Addr> = self.by_pod.values().map(|lease| lease.address).collect();
+        let held = self.by_pod.values().map(|lease| lease.address);
+        let taken: std::collections::BTreeSet<Ipv4Addr> = held.chain(self.reserved.values().copied()).collect();
         (start..end)
             .chain(FIRST_OFFSET..start.min(end))
             .filter_map(|offset| self.network.nth(offset))
@@ -201,6 +217,21 @@ mod tests {
         leases.acquire("a", &[port([0; 4], 80), port([10, 0, 0, 1], 81)]).unwrap();
         assert!(leases.acquire("b", &[port([10, 0, 0, 1], 80)]).is_err());
         assert!(leases.acquire("b", &[port([10, 0, 0, 2], 81)]).is_ok());
+    }
+
+    #[test]
+    fn an_address_is_kept_for_the_pod_that_had_it() {
+        let folder = Folder::new();
+        let mut leases = folder.open("10.244.0.0/29");
+        let address = |last| Ipv4Addr::new(10, 244, 0, last);
+        leases.reserve("a", address(2));
+        leases.reserve("b", address(2));
+        leases.reserve("c", Ipv4Addr::new(10, 9, 0, 3));
+        assert_eq!(leases.acquire("b", &[]).unwrap().address, address(3));
+        assert_eq!(leases.acquire("a", &[]).unwrap().address, address(2));
+        leases.reserve("c", address(2));
+        leases.release("a").unwrap();
+        assert_eq!(leases.acquire("c", &[]).unwrap().address, address(4));
     }
 
     #[test]

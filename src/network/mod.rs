@@ -44,6 +44,11 @@ impl Network {
         Ok(Self { config, leases: RefCell::new(leases), pending: RefCell::default(), services: Arc::default() })
     }
 
+    /// Keeps an address for a pod that had it before the machine was started anew, until it is attached or swept.
+    pub fn reserve(&self, pod_uid: &str, address: std::net::Ipv4Addr) {
+        self.leases.borrow_mut().reserve(pod_uid, address);
+    }
+
     /// What is attached under this pod's UID, also by an earlier process.
     pub fn attachment(&self, pod_uid: &str) -> Option<Attachment> {
         let leases = self.leases.borrow();

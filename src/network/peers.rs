@@ -165,6 +165,9 @@ fn plan(desired: &Desired, own: &End, mut observed: Observed) -> Vec<Op> {
     ops
 }
 
+/// The same on a usual link, while it is not known.
+pub const POD_MTU_DEFAULT: u32 = 1500 - OVERHEAD;
+
 /// The largest packet that a pod of a node with this address may send: one that still fits when it goes through the tunnel, for a
 /// node that comes later may be far away.
 ///
