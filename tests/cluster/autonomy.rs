@@ -66,6 +66,10 @@ spec:
     )
 }
 
+fn ready(lab: &Lab) -> String {
+    lab.ok(&["get", "pod", "web", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}"])
+}
+
 /// What the Service answers on the second node, by its address.
 fn ask(lab: &Lab, address: &str) -> Option<String> {
     let net = format!("--net=/proc/{}/ns/net", lab.find_init_of(2)?);
@@ -102,6 +106,7 @@ fn a_node_started_anew_without_the_master_runs_its_pods_from_its_ledger() {
     let mut up = lab.edgectl(&["up", "--name", &lab.name, "--nodes", "2"]).stdout(Stdio::null()).spawn().unwrap();
     wait_until("the Service answers again", || ask(&lab, &service).as_deref() == Some("blue hunter2 prepared 2"));
     let old: Value = pod(&lab, "web");
+    wait_until("the silence is noticed", || ready(&lab) == "False");
     assert_eq!(old["status"]["containerStatuses"][0]["restartCount"], 0, "the master has not heard of it");
 
     // The way is open again: what happened is told, and nothing more happens.
@@ -109,6 +114,7 @@ fn a_node_started_anew_without_the_master_runs_its_pods_from_its_ledger() {
     assert!(up.wait().unwrap().success(), "{}", lab.log());
     let web = wait(&lab, "web", "told", |pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1);
     assert_eq!(web["status"]["podIP"], address);
+    wait_until("the pod is counted on again", || ready(&lab) == "True");
     let last = &web["status"]["containerStatuses"][0]["lastState"]["terminated"];
     assert_eq!((last["exitCode"].as_i64(), last["reason"].as_str()), (Some(255), Some("Unknown")), "{web}");
     let cut = wait(&lab, "cut", "Failed", |pod| phase(pod) == "Failed");

@@ -1,5 +1,6 @@
-//! Watches over nodes: a silent one becomes Unknown, and each condition that speaks against new pods becomes a taint
-//! (upstream `pkg/controller/nodelifecycle`). It never moves a pod, and never touches taints that are not its own.
+//! Watches over nodes: a silent one becomes Unknown, the pods of one that is not ready are not ready either, and each condition that
+//! speaks against new pods becomes a taint (upstream `pkg/controller/nodelifecycle`). It never moves a pod, and never touches taints
+//! that are not its own.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::feed::{Index, Notice};
+use super::feed::{self, Index, Notice};
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
 use crate::api::schema::Resource;
@@ -38,6 +39,7 @@ pub struct Controller {
     recorder: Rc<Recorder>,
     nodes: &'static Resource,
     leases: &'static Resource,
+    pods: &'static Resource,
     /// When each node was last heard of, by our own clock: theirs may be years off.
     heard: RefCell<HashMap<String, Timestamp>>,
     /// Nodes that were ready when they were last noticed.
@@ -50,6 +52,7 @@ impl Controller {
         let controller = Rc::new(Self {
             nodes: shared.resource("", "v1", "nodes"),
             leases: shared.resource("coordination.k8s.io", "v1", "leases"),
+            pods: shared.resource("", "v1", "pods"),
             shared: shared.clone(),
             recorder: recorder.clone(),
             heard: RefCell::default(),
@@ -80,6 +83,24 @@ impl Controller {
     fn is_other_well(&self, name: &str) -> bool {
         let is_there = |other: &str| self.shared.objects().store().get(&Key::new(self.nodes, "", other)).is_some();
         self.well.borrow().iter().any(|other| other != name && is_there(other))
+    }
+
+    /// What runs on a node that is not ready is not to be counted on: Services send nobody there. Its agent says so itself when it can
+    /// tell that its pods are well.
+    async fn doubt_pods(&self, node: &str) -> anyhow::Result<()> {
+        let objects = self.shared.objects();
+        for pod in &objects.list(self.pods, None).0 {
+            if !feed::contains(&pod.json, node.as_bytes()) || !is_ready_on(&pod.value(), node) {
+                continue;
+            }
+            let (namespace, name, now) = (&pod.key.namespace, &pod.key.name, self.shared.now());
+            let doubted = objects.update(self.pods, namespace, name, Part::Status, false, |live| Ok(doubt(live, node, now))).await;
+            match doubted {
+                Err(status) if !status.is_not_found() => return Err(status.into()),
+                _ => log::info!("pod={namespace}/{name} is not ready, for its node {node} is not"),
+            }
+        }
+        Ok(())
     }
 
     fn notice(&self, notice: &Notice) {
@@ -131,6 +152,9 @@ impl Loop for Controller {
             log::warn!("node={name} is silent since {heard}");
             self.recorder.normal(&object, "NodeNotReady", format!("Node {name} status is now: NodeNotReady"));
         }
+        if ["False", "Unknown"].contains(&condition(&node, "Ready")) {
+            self.doubt_pods(&name.name).await?;
+        }
         let evicts = !is_ready(&node) && self.is_other_well(&name.name);
         if let Some(taints) = taints(&node, evicts, now) {
             objects
@@ -149,10 +173,27 @@ impl Loop for Controller {
     }
 }
 
-/// The status of a node's condition; empty if it has none.
+/// The status of a node's or pod's condition; empty if it has none.
 fn condition<'a>(node: &'a Value, kind: &str) -> &'a str {
     let conditions = node["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     conditions.iter().find(|each| each["type"] == kind).and_then(|each| each["status"].as_str()).unwrap_or_default()
+}
+
+fn is_ready_on(pod: &Value, node: &str) -> bool {
+    pod["spec"]["nodeName"] == node && condition(pod, "Ready") == "True"
+}
+
+/// The pod as one that is not ready, if it is on that node and says it is.
+fn doubt(live: &Value, node: &str, now: Timestamp) -> Value {
+    let mut pod = live.clone();
+    if is_ready_on(live, node) {
+        let conditions = pod["status"]["conditions"].as_array_mut().into_iter().flatten();
+        for ready in conditions.filter(|each| each["type"] == "Ready") {
+            ready["status"] = "False".into();
+            ready["lastTransitionTime"] = now.to_string().into();
+        }
+    }
+    pod
 }
 
 /// The node with all that it said about itself taken as unknown.

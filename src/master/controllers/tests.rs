@@ -732,8 +732,16 @@ fn pods_leave_a_silent_node_when_their_patience_ends() {
             pod["spec"]["nodeName"] = "node-1".into();
             pod["spec"]["tolerations"] = tolerations;
             world.create("pods", pod).await;
+            let readied = |live: &Value| {
+                let mut pod = live.clone();
+                pod["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+                Ok(pod)
+            };
+            world.objects().update(world.resource("pods"), "default", name, Part::Status, false, readied).await.unwrap();
         }
         world.settle().await;
+        let ready = |name: &str| world.get("pods", name)["status"]["conditions"][0]["status"].clone();
+        assert_eq!(ready("long"), "True");
         let name = Name::new("", "node-1");
         let staying =
             || -> Vec<String> { world.pods().into_iter().filter(|(_, pod)| !pod.metadata.is_deleting()).map(|(name, _)| name).collect() };
@@ -750,11 +758,12 @@ fn pods_leave_a_silent_node_when_their_patience_ends() {
         let next = look().await;
         assert_eq!(next, Some(Duration::from_secs(10)), "{}", world.get("nodes", "node-1"));
         assert_eq!(staying(), ["daemon", "long", "short"]);
+        assert_eq!((ready("long"), ready("daemon")), (json!("False"), json!("False")), "nobody is sent to them meanwhile");
         pass(Duration::from_secs(10));
         assert_eq!(look().await, Some(Duration::from_secs(290)));
         assert_eq!(staying(), ["daemon", "long"]);
         let short = world.get("pods", "short");
-        assert_eq!(short["status"]["conditions"][0]["reason"], "DeletionByTaintManager");
+        assert_eq!(short["status"]["conditions"][1]["reason"], "DeletionByTaintManager");
 
         // It is back before the others lose patience, and away again: time counts anew.
         say(&world, "node-1", "True").await;
