@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -15,6 +15,9 @@ const SUITE: &str = "github.com/opencontainers/runtime-tools";
 const VERSION: &str = "v0.9.1-0.20221107090550-2e043c6bd626";
 /// Most of its time a program waits; two are worked on at a time by each processor.
 const WORKERS: usize = 4;
+/// The suite signals shells that may not have set their traps yet, and looks for files that may not be there yet: what is wrong is
+/// wrong each time.
+const ATTEMPTS: usize = 3;
 /// The slowest waits for ten seconds twice.
 const SECONDS_MAX: &str = "90";
 
@@ -43,6 +46,11 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/oci")
 }
 
+/// Where the programs make their bundles, and leave some.
+fn scratch() -> PathBuf {
+    std::env::temp_dir().join(format!("edgectl-oci-{}", std::process::id()))
+}
+
 /// Builds the suite once; answers its programs.
 fn programs() -> Vec<String> {
     let folder = folder();
@@ -61,8 +69,12 @@ fn programs() -> Vec<String> {
     for (from, name) in [(source.join("rootfs-amd64.tar.gz"), "rootfs-amd64.tar.gz"), (bin.join("runtimetest"), "runtimetest")] {
         fs::copy(from, place.join(name)).unwrap();
     }
-    let _ = fs::remove_file(place.join("edge-runtime"));
-    symlink(env!("CARGO_BIN_EXE_edgectl"), place.join("edge-runtime")).unwrap();
+    // State goes where it is taken away after the run.
+    for (name, program) in [("edge-runtime", env!("CARGO_BIN_EXE_edgectl")), ("runc", "$(command -v runc)")] {
+        let script = format!("#!/bin/bash\nexec -a {name} {program} --root \"$TMPDIR/{name}\" \"$@\"\n");
+        fs::write(place.join(name), script).unwrap();
+        fs::set_permissions(place.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let entries = fs::read_dir(&bin).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut programs: Vec<String> = entries.filter(|name| name != "runtimetest").collect();
     programs.sort();
@@ -70,11 +82,13 @@ fn programs() -> Vec<String> {
 }
 
 fn judge(program: &str, runtime: &Path) -> Verdict {
-    let output = Command::new("timeout")
-        .args(["-k", "5", SECONDS_MAX])
+    // What a runtime leaves mounted or running is gone with the program's own namespaces.
+    let output = Command::new("unshare")
+        .args(["--mount", "--mount-proc", "--pid", "--fork", "--kill-child", "timeout", "-k", "5", SECONDS_MAX])
         .arg(folder().join(VERSION).join(program))
         .current_dir(folder().join("place"))
         .env("RUNTIME", runtime)
+        .env("TMPDIR", scratch())
         .stderr(Stdio::null())
         .output()
         .unwrap();
@@ -114,10 +128,11 @@ fn faults(program: &str, ours: &Verdict, runc: &Verdict) -> Vec<String> {
 fn the_public_suite_finds_nothing_wrong_that_it_does_not_find_with_runc() {
     let programs = programs();
     assert!(programs.len() > 50, "the suite is there: {programs:?}");
-    let ours = folder().join("place/edge-runtime");
+    let [ours, runc] = ["edge-runtime", "runc"].map(|name| folder().join("place").join(name));
     // All of these make the same cgroup.
     let (cgroups, others): (Vec<_>, Vec<_>) = programs.iter().partition(|name| name.starts_with("linux_cgroups_"));
     let jobs: Vec<Vec<&String>> = [cgroups].into_iter().chain(others.into_iter().map(|program| vec![program])).collect();
+    fs::create_dir_all(scratch()).unwrap();
     let next = AtomicUsize::new(0);
     let (found, passed, as_runc) = (Mutex::new(Vec::new()), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -129,14 +144,21 @@ fn the_public_suite_finds_nothing_wrong_that_it_does_not_find_with_runc() {
                     if verdict.failed.is_empty() {
                         continue;
                     }
-                    let runc = judge(program, Path::new("runc"));
-                    let faults = faults(program, &verdict, &runc);
+                    let runc = judge(program, &runc);
+                    let mut faults = faults(program, &verdict, &runc);
                     as_runc.fetch_add(verdict.failed.len() - faults.len(), Ordering::Relaxed);
+                    for _ in 1..ATTEMPTS {
+                        if !faults.is_empty() {
+                            let again = self::faults(program, &judge(program, &ours), &runc);
+                            faults.retain(|fault| again.contains(fault));
+                        }
+                    }
                     found.lock().unwrap().extend(faults);
                 }
             });
         }
     });
+    fs::remove_dir_all(scratch()).unwrap();
     println!("{} programs: {passed:?} checks passed; {as_runc:?} fail with runc as well or are meant to differ", programs.len());
     let found = found.into_inner().unwrap();
     assert!(found.is_empty(), "{found:#?}");
