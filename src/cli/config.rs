@@ -105,7 +105,7 @@ pub async fn view(cx: &Context, flags: Flags) -> Result<u8> {
         hide(&mut object);
     }
     let text = match flags.output.as_deref() {
-        None | Some("yaml") => yaml::yaml(&object),
+        None | Some("yaml") => yaml::yaml(&object).into_bytes(),
         output => output::render(&Form::parse(output, None)?, &object, true)?,
     };
     cx.print(&text)?;

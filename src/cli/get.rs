@@ -31,11 +31,11 @@ file_flags! {
     pub struct Flags {
         #[argh(positional)]
         names: Vec<String>,
-        /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, custom-columns=SPEC,
-        /// custom-columns-file=FILE
+        /// output format: json, yaml, name, wide, jsonpath=TEMPLATE, jsonpath-file=FILE, jsonpath-as-json=TEMPLATE, go-template=TEMPLATE,
+        /// go-template-file=FILE, custom-columns=SPEC, custom-columns-file=FILE
         #[argh(option, short = 'o', arg_name = "format")]
         output: Option<String>,
-        /// template for -o jsonpath
+        /// template for -o jsonpath and -o go-template
         #[argh(option)]
         template: Option<String>,
         /// list the objects of all namespaces
@@ -99,7 +99,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     let _accepted = &flags.show_all;
     if let Some(path) = &flags.raw {
         let bytes = cx.client()?.raw(Method::GET, path, "application/json, */*", None).await?;
-        cx.print(&String::from_utf8_lossy(&bytes))?;
+        cx.print(&bytes)?;
         return Ok(0);
     }
     let form = Form::parse(flags.output.as_deref(), flags.template.as_deref())?;
@@ -173,6 +173,11 @@ impl Get<'_> {
 
     fn accept(&self) -> &'static str {
         if self.form.is_table() && self.flags.server_print.as_deref() != Some("false") { TABLE } else { JSON }
+    }
+
+    /// Templates and columns see the whole object.
+    fn shows_managed_fields(&self) -> bool {
+        self.flags.show_managed_fields || !matches!(self.form, Form::Json | Form::Yaml)
     }
 
     /// The printer for one kind; `among` are all kinds that are shown, which decides whether names carry theirs.
@@ -308,7 +313,7 @@ impl Get<'_> {
                 (true, 1) => items.remove(0),
                 _ => json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": items}),
             };
-            if !self.flags.show_managed_fields {
+            if !self.shows_managed_fields() {
                 output::without_managed_fields(&mut object);
             }
             let text = match self.form {
@@ -317,7 +322,7 @@ impl Get<'_> {
                         Some(items) if !single => items.iter().collect(),
                         _ => vec![&object],
                     };
-                    columns.render(&rows, !self.flags.no_headers)?
+                    columns.render(&rows, !self.flags.no_headers)?.into_bytes()
                 }
                 form => output::render(form, &object, true)?,
             };
@@ -410,7 +415,7 @@ impl Show<'_> {
             self.printer.write(&object, &mut self.writer);
             return self.get.cx.print(&self.writer.flush());
         }
-        if !self.get.flags.show_managed_fields {
+        if !self.get.shows_managed_fields() {
             output::without_managed_fields(&mut object);
         }
         let whole = object["kind"].as_str().is_some_and(|kind| kind.ends_with("List")) && object.get("items").is_some_and(Value::is_array);
@@ -427,7 +432,7 @@ impl Show<'_> {
                 false => item,
             };
             let text = match self.get.form {
-                Form::Columns(columns) => columns.render(&[&item], self.first && !self.get.flags.no_headers)?,
+                Form::Columns(columns) => columns.render(&[&item], self.first && !self.get.flags.no_headers)?.into_bytes(),
                 form => output::render(form, &item, self.first)?,
             };
             self.first = false;

@@ -21,6 +21,7 @@ mod explain;
 mod follow;
 mod generate;
 mod get;
+mod gotemplate;
 mod image;
 mod init;
 mod join;
@@ -183,10 +184,9 @@ impl Context {
     }
 
     /// Writes to standard output. A reader that hung up ends the program quietly.
-    pub fn print(&self, text: &str) -> Result<()> {
+    pub fn print(&self, text: &(impl AsRef<[u8]> + ?Sized)) -> Result<()> {
         self.show_warnings();
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(|error| anyhow!(error).context("write to standard output"))
+        self.print_bytes(text.as_ref())
     }
 
     pub fn print_bytes(&self, bytes: &[u8]) -> Result<()> {

@@ -1,8 +1,11 @@
 //! The forms of `-o`: what each verb prints of an object, beside tables. It fetches nothing.
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use std::io::ErrorKind;
+
+use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 
+use super::gotemplate;
 use super::jsonpath::{Template, text_of};
 use super::tabwriter::Tabwriter;
 use super::yaml;
@@ -21,11 +24,12 @@ pub enum Form {
     Yaml,
     JsonPath(Template),
     JsonPathAsJson(Template),
+    GoTemplate(gotemplate::Template),
     Columns(Columns),
 }
 
 impl Form {
-    /// Reads `-o` and `--template`; no `-o` is a table.
+    /// Reads `-o` and `--template`; no `-o` is a table, but for a template alone, which is Go's.
     pub fn parse(output: Option<&str>, template: Option<&str>) -> Result<Self> {
         let output = output.unwrap_or_default();
         let (form, argument) = output.split_once('=').map_or((output, template), |(form, argument)| (form, Some(argument)));
@@ -37,10 +41,13 @@ impl Form {
         };
         let file = || -> Result<String> {
             let path = needed("template")?;
-            std::fs::read_to_string(path).with_context(|| format!("error reading --template {path}"))
+            std::fs::read_to_string(path).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => anyhow!("error reading --template {path}, open {path}: no such file or directory"),
+                _ => anyhow!("error reading --template {path}, {error}"),
+            })
         };
         Ok(match form {
-            "" => Self::Table { wide: false },
+            "" if argument.is_none_or(str::is_empty) => Self::Table { wide: false },
             "wide" => Self::Table { wide: true },
             "name" => Self::Name,
             "json" => Self::Json,
@@ -50,13 +57,9 @@ impl Form {
             "jsonpath-as-json" => Self::JsonPathAsJson(template_of(needed("template")?)?),
             "custom-columns" => Self::Columns(Columns::parse(needed("custom columns")?)?),
             "custom-columns-file" => Self::Columns(Columns::parse_file(&file()?)?),
-            "go-template" | "go-template-file" | "template" | "templatefile" | "kyaml" => {
-                bail!(
-                    "-o {form} is not supported, for there are no Go templates here; -o jsonpath does what most of them do: \
-                        {{{{range .items}}}}{{{{.metadata.name}}}}{{{{\"\\n\"}}}}{{{{end}}}} is \
-                        -o jsonpath='{{range .items[*]}}{{.metadata.name}}{{\"\\n\"}}{{end}}'"
-                )
-            }
+            "" | "go-template" | "template" => Self::GoTemplate(go_template_of(needed("template")?)?),
+            "go-template-file" | "templatefile" => Self::GoTemplate(go_template_of(&file()?)?),
+            "kyaml" => bail!("-o kyaml is not supported; -o yaml says the same"),
             other => bail!("unable to match a printer suitable for the output format {other:?}, allowed formats are: {ALLOWED}"),
         })
     }
@@ -68,6 +71,10 @@ impl Form {
 
 fn template_of(text: &str) -> Result<Template> {
     Template::parse(text).map_err(|error| anyhow!("error parsing jsonpath {text}, {error}"))
+}
+
+fn go_template_of(text: &str) -> Result<gotemplate::Template> {
+    gotemplate::Template::parse(text).map_err(|error| anyhow!("error parsing template {text}, {error}"))
 }
 
 /// Without `--show-managed-fields` nobody wants to see them.
@@ -82,8 +89,8 @@ pub fn without_managed_fields(object: &mut Value) {
 }
 
 /// One object, or a list, in one of the forms that are no table. Several YAML documents are parted by `---`, which `first` says.
-pub fn render(form: &Form, object: &Value, first: bool) -> Result<String> {
-    Ok(match form {
+pub fn render(form: &Form, object: &Value, first: bool) -> Result<Vec<u8>> {
+    let text = match form {
         Form::Yaml => {
             let separator = if first { "" } else { "---\n" };
             format!("{separator}{}", yaml::yaml(object))
@@ -94,6 +101,10 @@ pub fn render(form: &Form, object: &Value, first: bool) -> Result<String> {
             Ok(text) => text,
             Err(error) => bail!("error executing jsonpath {:?}: Error executing template: {error:#}", template.source()),
         },
+        // The one form that may give bytes that are no text.
+        Form::GoTemplate(template) => {
+            return template.render(object).map_err(|error| anyhow!("error executing template {}: {error}", template.quoted_source()));
+        }
         Form::JsonPathAsJson(template) => {
             let results = template.results(object, false)?.concat();
             let results: Vec<Value> = results.iter().map(|found| found.value().clone()).collect();
@@ -101,7 +112,8 @@ pub fn render(form: &Form, object: &Value, first: bool) -> Result<String> {
         }
         Form::Columns(columns) => columns.render(&items(object), true)?,
         Form::Table { .. } => format!("{}\n", name(object)),
-    })
+    };
+    Ok(text.into_bytes())
 }
 
 fn items(object: &Value) -> Vec<&Value> {
@@ -212,20 +224,7 @@ impl Columns {
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "<none>".to_owned(),
-        Value::Array(items) => format!("[{}]", items.iter().map(shown_inside).collect::<Vec<_>>().join(" ")),
-        Value::Object(_) => shown_inside(value),
-        other => text_of(other),
-    }
-}
-
-fn shown_inside(value: &Value) -> String {
-    match value {
-        Value::Null => "<nil>".to_owned(),
-        Value::Array(_) => shown(value),
-        Value::Object(fields) => {
-            let fields: Vec<String> = fields.iter().map(|(key, value)| format!("{key}:{}", shown_inside(value))).collect();
-            format!("map[{}]", fields.join(" "))
-        }
+        Value::Array(_) | Value::Object(_) => gotemplate::shown(value),
         other => text_of(other),
     }
 }
@@ -243,7 +242,9 @@ mod tests {
         let error = |output: &str| Form::parse(Some(output), None).unwrap_err().to_string();
         assert!(error("foo").starts_with("unable to match a printer suitable for the output format \"foo\""));
         assert_eq!(error("jsonpath"), "template format specified but no template given");
-        assert!(error("go-template={{.a}}").contains("not supported"));
+        assert!(matches!(Form::parse(None, Some("{{.a}}")).unwrap(), Form::GoTemplate(_)));
+        assert_eq!(error("go-template={{.a"), "error parsing template {{.a, template: output:1: unclosed action");
+        assert!(error("kyaml").contains("not supported"));
     }
 
     #[test]
