@@ -26,6 +26,16 @@ impl Places {
         }
     }
 
+    /// The master's objects.
+    pub fn store(&self) -> PathBuf {
+        self.state.join("store.redb")
+    }
+
+    /// The master's authority and keys.
+    pub fn pki(&self) -> PathBuf {
+        self.config.join("pki")
+    }
+
     /// The kubeconfig of the cluster's administrator.
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.config.join("admin.conf")

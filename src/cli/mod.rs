@@ -4,6 +4,7 @@
 mod apply;
 mod args;
 mod auth;
+mod backup;
 mod change;
 mod cluster;
 mod completion;

@@ -8,8 +8,8 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 
 use super::Context;
 use super::{
-    apply, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate, get,
-    image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
+    apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
+    get, image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -719,6 +719,22 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 join::EXAMPLES,
                 join::Flags,
                 join::run
+            ),
+            verb!(
+                "backup",
+                "Write all that this board's master needs into one file",
+                "backup FILE [flags]",
+                backup::BACKUP_EXAMPLES,
+                backup::BackupFlags,
+                backup::backup
+            ),
+            verb!(
+                "restore",
+                "Make this board's master what it was when a backup was made",
+                "restore FILE [--force] [flags]",
+                backup::RESTORE_EXAMPLES,
+                backup::RestoreFlags,
+                backup::restore
             ),
             verb!(
                 "token create",

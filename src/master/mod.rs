@@ -43,8 +43,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     for folder in [&places.config, &places.state] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
-    let pki = Rc::new(Pki::open(&places.config.join("pki")).context("open the certificate authority")?);
-    let store = Store::open(Some(&places.state.join("store.redb")))?;
+    let pki = Rc::new(Pki::open(&places.pki()).context("open the certificate authority")?);
+    let store = Store::open(Some(&places.store()))?;
     let objects = Objects::new(store, apiserver::admission::admit);
     let nodes = Nodes::default();
     let api = apiserver::Server::new(objects.clone(), nodes, pki.service_account_key().serialize_pem().as_bytes())?;

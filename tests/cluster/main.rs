@@ -3,6 +3,7 @@
 
 mod api;
 mod autonomy;
+mod backup;
 mod crash;
 mod exec;
 mod failover;

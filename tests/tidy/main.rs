@@ -18,6 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("image", &["base", "sys", "wire"]),
     ("agent", &["base", "api", "client", "wire", "runtime", "network", "image"]),
     ("cli", &["base", "api", "client", "wire"]),
+    ("cli/backup", &["master/store"]),
     ("cli/image", &["image"]),
     ("cli/up", &["image", "network"]),
     ("master", &["base", "api", "wire"]),

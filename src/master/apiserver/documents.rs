@@ -32,6 +32,10 @@ pub fn answer(server: &Server, route: &Route, query: &Query, headers: &HeaderMap
         Route::Paths => respond::json(200, &paths()),
         Route::Health { endpoint, check } => health(server, *endpoint, check, query),
         Route::Metrics => respond::text(200, metrics(server)),
+        Route::Backup => {
+            let lines = server.objects.store().dump().map(|line| Ok(line.into()));
+            respond::stream("application/jsonl", Body::stream(futures_lite::stream::iter(lines)))
+        }
         Route::CoreVersions => match form {
             Form::Aggregated => tagged(discovery::aggregated_api(), discovery::AGGREGATED, headers),
             _ => tagged(discovery::api_versions(), respond::JSON, headers),

@@ -110,7 +110,11 @@ impl Server {
         let user = auth::impersonate(&self.objects, user, &parts.headers)?;
         let Route::Resource(target) = &route else {
             let verb = parts.method.as_str().to_lowercase();
-            auth::require(&self.objects, &user, &Attributes::path(&verb, parts.uri.path()))?;
+            let attributes = Attributes::path(&verb, parts.uri.path());
+            match route {
+                Route::Backup => auth::require_masters(&user, &attributes)?,
+                _ => auth::require(&self.objects, &user, &attributes)?,
+            }
             if parts.method != Method::GET && parts.method != Method::HEAD {
                 return Err(Status::method_not_allowed(&verb));
             }

@@ -74,6 +74,8 @@ pub enum Route {
         check: String,
     },
     Metrics,
+    /// `/edgectl/backup`: all objects, for members of system:masters.
+    Backup,
     /// `/openapi/v2`
     OpenApiV2,
     /// `/openapi/v3`
@@ -115,6 +117,7 @@ pub fn parse(method: &Method, path: &str, query: &Query) -> Result<Route, ()> {
         ["livez", ref check @ ..] => Route::Health { endpoint: Health::Livez, check: check.join("/") },
         ["readyz", ref check @ ..] => Route::Health { endpoint: Health::Readyz, check: check.join("/") },
         ["metrics"] => Route::Metrics,
+        ["edgectl", "backup"] => Route::Backup,
         ["openapi", "v2"] => Route::OpenApiV2,
         ["openapi", "v3"] => Route::OpenApiIndex,
         ["openapi", "v3", "api", version] => Route::OpenApi { group: String::new(), version: version.into() },

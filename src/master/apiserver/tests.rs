@@ -71,6 +71,25 @@ async fn text(response: Response<Body>) -> String {
     String::from_utf8_lossy(&body).into_owned()
 }
 
+#[test]
+fn only_the_masters_get_a_backup() {
+    api(async |mut api| {
+        api.create("/api/v1/namespaces/default/configmaps", config_map("web", "1")).await;
+        let backup = api.send("GET", "/edgectl/backup", &[], "").await;
+        assert_eq!(backup.status(), 200);
+        let head = crate::master::store::dump::check(text(backup).await.as_bytes()).unwrap();
+        assert_eq!(head.revision, api.0.objects.store().revision());
+        // What a rule may give is not this.
+        let binding = json!({"metadata": {"name": "jane"}, "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "jane"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}});
+        api.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding).await;
+        api.1 = peer("jane", &[]);
+        assert_eq!(api.get("/metrics").await.0, 200);
+        let (code, answer) = api.get("/edgectl/backup").await;
+        assert_eq!((code, answer["reason"].as_str()), (403, Some("Forbidden")), "{answer}");
+    });
+}
+
 fn config_map(name: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"value": value}}, "data": {"key": value}})
 }

@@ -1,6 +1,7 @@
 //! The lasting half of the store: one redb file. It is read once at the start and written by the writer only.
 //! Leases and events never reach it, so an idle cluster writes nothing.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,12 +108,25 @@ fn open_when_free(path: &Path) -> anyhow::Result<Database> {
     }
 }
 
-fn path(key: &Key) -> String {
+/// Whether another process has the database open, told by the lock that redb holds then; whatever is in the file, nothing of it changes.
+///
+/// # Errors
+/// If it cannot be opened or locked.
+pub fn is_open_elsewhere(path: &Path) -> anyhow::Result<bool> {
+    match File::open(path).map(|file| file.try_lock()) {
+        Ok(Ok(())) => Ok(false),
+        Ok(Err(TryLockError::WouldBlock)) => Ok(true),
+        Ok(Err(TryLockError::Error(error))) | Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+pub fn path(key: &Key) -> String {
     let Key { resource, namespace, name } = key;
     format!("{}/{}/{}\0{namespace}\0{name}", resource.group, resource.version, resource.plural)
 }
 
-fn parse(path: &str, bytes: &[u8]) -> anyhow::Result<Object> {
+/// Reads an object by its path from what is kept of it.
+pub fn parse(path: &str, bytes: &[u8]) -> anyhow::Result<Object> {
     let mut parts = path.split('\0');
     let (Some(resource), Some(namespace), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
         bail!("its path has not three parts");

@@ -6,6 +6,7 @@
 //! gives it the next revision → one disk transaction for all of them → memory, log, answers, wake-ups.
 
 mod disk;
+pub mod dump;
 pub mod objects;
 mod watch;
 mod writer;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 use crate::api::schema::Resource;
 
+pub use disk::is_open_elsewhere;
 pub use objects::Objects;
 pub use watch::Watch;
 
@@ -195,6 +197,10 @@ struct State {
 }
 
 impl State {
+    fn empty() -> Self {
+        Self { revision: 0, started: 0, tables: HashMap::new() }
+    }
+
     fn table(&self, resource: &'static Resource) -> Option<&Table> {
         self.tables.get(&(resource.group, resource.plural))
     }
@@ -235,7 +241,7 @@ impl Store {
     /// # Errors
     /// If the database cannot be read, or belongs to another process.
     pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let mut state = State { revision: 0, started: 0, tables: HashMap::new() };
+        let mut state = State::empty();
         let disk = match path {
             Some(path) => Some(disk::Disk::open(path, &mut state).with_context(|| format!("open the store {}", path.display()))?),
             None => None,
@@ -423,6 +429,46 @@ mod tests {
             assert_eq!(store.watch(config_maps(), None, last - 1).err(), Some(Expired));
             let made = store.commit(vec![create(config_maps(), "c")]).await.unwrap();
             assert!(made[0].revision > last);
+        });
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_dump_makes_the_same_objects_again_behind_all_revisions() {
+        let folder = std::env::temp_dir().join(format!("dump-{}", crate::base::id::uid()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, other) = (folder.join("db"), folder.join("other"));
+        smol::block_on(async {
+            let store = Store::open(Some(&path)).unwrap();
+            store.commit(vec![create(config_maps(), "a"), create(leases(), "l"), create(config_maps(), "b")]).await.unwrap();
+            assert!(is_open_elsewhere(&path).unwrap());
+            let dump: Vec<u8> = store.dump().flatten().collect();
+            assert_eq!(dump::check(&dump).unwrap(), dump::Head { revision: 3, objects: 2 });
+            let before = store.list(config_maps(), None).0;
+            store.commit(vec![create(config_maps(), "later")]).await.unwrap();
+            let last = store.revision();
+
+            std::fs::write(&other, "what was there before").unwrap();
+            dump::restore(&dump, &other).unwrap();
+            assert!(!is_open_elsewhere(&other).unwrap());
+            let restored = open_when_free(&other);
+            let (after, revision) = restored.list(config_maps(), None);
+            assert!(revision > last && restored.list(leases(), None).0.is_empty());
+            let states = |objects: &[Arc<Object>]| objects.iter().map(|object| (object.revision, object.value())).collect::<Vec<_>>();
+            assert_eq!(states(&after), states(&before));
+            assert_eq!(restored.watch(config_maps(), None, last).err(), Some(Expired));
+
+            let lines: Vec<&[u8]> = dump.split_inclusive(|byte| *byte == b'\n').collect();
+            let text = String::from_utf8(dump.clone()).unwrap();
+            for (broken, why) in [
+                (Vec::new(), "first line"),
+                (lines[..2].concat(), "it holds 1 objects of 2"),
+                (dump[..dump.len() - 9].to_vec(), "read object 2"),
+                (text.replace("configmaps", "nosuch").into_bytes(), "does not know its resource"),
+            ] {
+                let error = format!("{:#}", dump::check(&broken).unwrap_err());
+                assert!(error.contains(why), "{why}: {error}");
+            }
         });
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -167,6 +167,14 @@ pub fn require(objects: &Objects, user: &User, attributes: &Attributes) -> Resul
     }
 }
 
+/// For what holds every Secret: no rule can give it to others.
+///
+/// # Errors
+/// 403.
+pub fn require_masters(user: &User, attributes: &Attributes) -> Result<(), Status> {
+    if user.is_in(MASTERS) { Ok(()) } else { Err(forbidden(user, attributes, "")) }
+}
+
 fn forbidden(user: &User, attributes: &Attributes, reason: &str) -> Status {
     let (who, verb) = (&user.name, attributes.verb);
     if !attributes.path.is_empty() {
