@@ -12,7 +12,7 @@ use super::nftables::{self, Connection, Element, Expression, Hook, Observed, Reg
 use super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR};
 use super::{Cidr, NodeConfig};
 
-const TABLE: &str = "edgectl";
+pub(super) const TABLE: &str = "edgectl";
 
 /// From a node's address, protocol and port to a pod's address and port. The address 0.0.0.0 stands for all of the node's.
 const HOST_PORTS: Set =

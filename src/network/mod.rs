@@ -14,6 +14,7 @@ mod nftables;
 pub mod node;
 pub mod peers;
 pub mod pod;
+pub mod remove;
 pub mod services;
 #[cfg(test)]
 mod tests;

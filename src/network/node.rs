@@ -41,10 +41,13 @@ impl NodeConfig {
     }
 }
 
+/// 0a:58 is what Kubernetes' network plugins use.
+pub(super) const MAC_PREFIX: [u8; 2] = [0x0a, 0x58];
+
 /// A hardware address that follows from the IP address, so that a neighbour entry stays true when an address is given out
-/// again, and the bridge keeps its own when ports come and go. 0a:58 is what Kubernetes' network plugins use.
+/// again, and the bridge keeps its own when ports come and go.
 pub fn mac(address: Ipv4Addr) -> Vec<u8> {
-    [&[0x0a, 0x58], address.octets().as_slice()].concat()
+    [MAC_PREFIX.as_slice(), address.octets().as_slice()].concat()
 }
 
 /// What there is of the bridge.

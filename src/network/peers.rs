@@ -24,9 +24,9 @@ const PORT: u16 = 8472;
 /// Of IPv4, UDP, VXLAN and the inner Ethernet header, in bytes.
 const OVERHEAD: u32 = 50;
 /// Who made a route, `ip route show proto 69`; no number of a known daemon in iproute2's rt_protos.
-const PROTOCOL: u8 = 69;
+pub(super) const PROTOCOL: u8 = 69;
 /// The tunnel's alias, before the address that it sends from.
-const ALIAS_PREFIX: &str = "vxlan from ";
+pub(super) const ALIAS_PREFIX: &str = "vxlan from ";
 
 /// Another node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

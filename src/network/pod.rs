@@ -23,7 +23,7 @@ use super::node::{self, NodeConfig};
 const POD_INTERFACE: &str = "eth0";
 
 /// The links of pods carry this and the pod's UID as their alias, for people and for `sweep`.
-const ALIAS_PREFIX: &str = "pod ";
+pub(super) const ALIAS_PREFIX: &str = "pod ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]

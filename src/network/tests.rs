@@ -380,3 +380,40 @@ fn an_attach_that_fails_leaves_nothing_behind() {
     assert_eq!(lab.picture(), before);
     assert_eq!(fs::read_dir(&lab.lease_dir).unwrap().count(), 1, "only the file of the round is left");
 }
+
+#[test]
+fn what_a_node_has_made_is_taken_away_and_what_others_have_made_stays() {
+    let lab = Lab::new();
+    sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    sh("ip link add up0 type bridge && ip address add 192.0.2.1/24 dev up0 && ip link set up0 up");
+    sh(
+        "ip route add 10.250.0.0/24 via 192.0.2.9; ip address add 10.250.1.1/32 dev lo; nft add table ip other; ip link add edge9 type bridge",
+    );
+    let before = lab.picture();
+    let dns = Ipv4Addr::new(10, 96, 0, 10);
+    let mut network = lab.network();
+    network.config.node_address = Ipv4Addr::new(192, 0, 2, 1);
+    network.config.local_addresses = vec![dns];
+    smol::block_on(network.setup()).unwrap();
+    let pod = Pod::new("one");
+    pod.attach(&network, &[]).unwrap();
+    let peer = |pods: &str, node: [u8; 4]| Peer { pod_cidr: pods.parse().unwrap(), node_address: node.into() };
+    smol::block_on(network.set_peers(&[peer("10.244.4.0/24", [192, 0, 2, 4]), peer("10.244.5.0/24", [198, 51, 100, 5])])).unwrap();
+    smol::block_on(network.apply_services()).unwrap();
+    let during = lab.picture().concat();
+    for part in
+        ["edge0", "edge1", "10.244.4.0/24 via 192.0.2.4", "10.244.5.0/24", "10.96.0.10", "table ip edgectl", "table ip edgectl-services"]
+    {
+        assert!(during.contains(part), "{part}: {during}");
+    }
+    let removed = smol::block_on(remove::remove("edge0", &[dns])).unwrap();
+    assert_eq!(lab.picture(), before);
+    assert!(
+        removed.iter().any(|line| line == "2 routes to other nodes' pods") && removed.iter().any(|line| line == "link edge1"),
+        "{removed:?}"
+    );
+    assert_eq!(smol::block_on(remove::remove("edge0", &[dns])).unwrap(), Vec::<String>::new());
+    // A bridge of that name which is not ours.
+    assert_eq!(smol::block_on(remove::remove("edge9", &[])).unwrap(), Vec::<String>::new());
+    assert_eq!(lab.picture(), before);
+}

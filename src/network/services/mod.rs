@@ -17,6 +17,7 @@ use super::nftables::{self, Connection, Observed, Transaction};
 use super::{Cidr, Network, Protocol, conntrack};
 use conntrack::Stale;
 use plan::{Elements, Plan, Users};
+pub(super) use rules::TABLE;
 
 /// How often it is looked whether others have changed the kernel's rules: one small question to the kernel.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -99,12 +100,12 @@ impl Services {
             let plan = match self.generation == Some(generation) && !self.has_conflicts && !plan::is_contested(&self.pending, &self.known) {
                 true => self.plan_changes(),
                 false => {
-                    let observed = nftables::observe(connection, rules::TABLE, &rules::SETS);
-                    let observed = observed.with_context(|| format!("read table {}", rules::TABLE))?;
+                    let observed = nftables::observe(connection, TABLE, &rules::SETS);
+                    let observed = observed.with_context(|| format!("read table {}", TABLE))?;
                     let is_other = self.generation.is_some_and(|known| known != generation);
                     let plan = self.plan_all(observed.as_ref(), service_cidr);
                     if is_other && self.pending.is_empty() && !plan.is_empty() {
-                        log::warn!("table {} was changed by others, mending it", rules::TABLE);
+                        log::warn!("table {} was changed by others, mending it", TABLE);
                     }
                     plan
                 }
@@ -125,10 +126,10 @@ impl Services {
                     return Ok(bytes);
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ERESTART) => {}
-                Err(error) => return Err(error).with_context(|| format!("write table {}", rules::TABLE)),
+                Err(error) => return Err(error).with_context(|| format!("write table {}", TABLE)),
             }
         }
-        bail!("the rules change faster than table {} can be written", rules::TABLE)
+        bail!("the rules change faster than table {} can be written", TABLE)
     }
 
     /// The kernel has what is known: only what is pending can be different.
@@ -180,7 +181,7 @@ impl Services {
 /// which leaves every Service whole. Answers the generation that it made, and the bytes sent.
 fn write(connection: &Connection, generation: u32, plan: &Plan, service_cidr: Cidr) -> io::Result<(u32, usize)> {
     let (mut generation, mut bytes) = (generation, 0);
-    let mut transaction = Transaction::new(rules::TABLE, generation);
+    let mut transaction = Transaction::new(TABLE, generation);
     if plan.rebuild {
         rules::rebuild(&mut transaction, service_cidr);
     }
@@ -190,7 +191,7 @@ fn write(connection: &Connection, generation: u32, plan: &Plan, service_cidr: Ci
             bytes += transaction.bytes();
             transaction.commit(connection)?;
             generation = nftables::next_generation(generation);
-            transaction = Transaction::new(rules::TABLE, generation);
+            transaction = Transaction::new(TABLE, generation);
         }
     }
     if !transaction.is_empty() {
