@@ -55,11 +55,13 @@ use recorder::Recorder;
 use volumes::TokenWanted;
 use worker::{Mailbox, Worker};
 
+pub use services::DNS_ADDRESS;
+
 /// Addresses of pods and of the API's own Service, as DESIGN has them for every cluster.
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 const API_SERVICE: (&str, u16) = ("10.96.0.1", 443);
-const BRIDGE: &str = "edge0";
+pub const BRIDGE: &str = "edge0";
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
@@ -141,7 +143,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         bridge: BRIDGE.into(),
         mtu,
         lease_dir: places.run.join("leases"),
-        local_addresses: vec![services::DNS_ADDRESS],
+        local_addresses: vec![DNS_ADDRESS],
     })?;
     network.setup().await.context("set up the pod network")?;
     let node = Rc::new(Node {

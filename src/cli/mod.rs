@@ -32,6 +32,7 @@ mod logs;
 mod manifest;
 mod nodes;
 mod output;
+mod reset;
 mod rollout;
 mod run;
 mod select;

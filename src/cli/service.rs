@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::base::file;
 
+const INITTAB: &str = "/etc/inittab";
+
 /// What starts the daemons of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Init {
@@ -45,30 +47,38 @@ impl Service<'_> {
         format!("{} --root {} --name {}", self.role, self.root.display(), self.node)
     }
 
+    /// Where the init system looks for it.
+    fn path(&self, init: Init) -> Option<String> {
+        match init {
+            Init::Systemd => Some(format!("/etc/systemd/system/{}.service", self.unit())),
+            Init::OpenRc => Some(format!("/etc/init.d/{}", self.unit())),
+            Init::Inittab => None,
+        }
+    }
+
     /// The file of its init system, with the mode that this wants; None if there is none.
     fn file(&self, init: Init, program: &str) -> Option<(String, String, u32)> {
-        let (unit, role, arguments) = (self.unit(), self.role, self.arguments());
-        match init {
+        let (role, arguments) = (self.role, self.arguments());
+        let (content, mode) = match init {
             // What the agent has started outlives it; KillMode=process, systemd.kill(5).
-            Init::Systemd => Some((
-                format!("/etc/systemd/system/{unit}.service"),
+            Init::Systemd => (
                 format!(
                     "[Unit]\nDescription=edgectl {role}\nWants=network-online.target\nAfter=network-online.target\n\n\
                      [Service]\nExecStart={program} {arguments}\nRestart=always\nRestartSec=1\nKillMode=process\nDelegate=yes\n\
                      TasksMax=infinity\nLimitNOFILE=1048576\nOOMScoreAdjust=-999\n\n[Install]\nWantedBy=multi-user.target\n"
                 ),
                 0o644,
-            )),
-            Init::OpenRc => Some((
-                format!("/etc/init.d/{unit}"),
+            ),
+            Init::OpenRc => (
                 format!(
                     "#!/sbin/openrc-run\ndescription=\"edgectl {role}\"\nsupervisor=supervise-daemon\ncommand=\"{program}\"\n\
                      command_args=\"{arguments}\"\nrespawn_delay=1\nrespawn_max=0\n\ndepend() {{\n\tneed net\n}}\n"
                 ),
                 0o755,
-            )),
-            Init::Inittab => None,
-        }
+            ),
+            Init::Inittab => return None,
+        };
+        Some((self.path(init)?, content, mode))
     }
 
     fn commands(&self, init: Init) -> Vec<Vec<String>> {
@@ -83,6 +93,22 @@ impl Service<'_> {
                 ]
             }
             Init::OpenRc => vec![words(&format!("rc-update add {unit} default")), words(&format!("rc-service {unit} restart"))],
+            Init::Inittab => Vec::new(),
+        }
+    }
+
+    /// What ends it, now and at the next boot.
+    fn ends(&self, init: Init) -> Vec<Vec<String>> {
+        let unit = self.unit();
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect();
+        match init {
+            Init::Systemd => vec![words(&format!("systemctl disable --now {unit}"))],
+            Init::OpenRc => {
+                let stop = words(&format!("rc-service {unit} stop"));
+                // That it is in no runlevel any more would be an error.
+                let is_enabled = fs::symlink_metadata(format!("/etc/runlevels/default/{unit}")).is_ok();
+                std::iter::once(stop).chain(is_enabled.then(|| words(&format!("rc-update delete {unit} default")))).collect()
+            }
             Init::Inittab => Vec::new(),
         }
     }
@@ -105,6 +131,33 @@ pub fn start(services: &[Service], init: Init) -> Result<Option<String>> {
         }
     }
     Ok((init == Init::Inittab).then(|| inittab(services, program)))
+}
+
+/// Stops the services that `start` has made for this root and takes them away; answers which. It may be repeated.
+///
+/// # Errors
+/// If one does not go, or is one that a person must take away.
+pub fn remove(root: &Path, init: Init) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for role in ["agent", "master"] {
+        let service = Service { role, root, node: "" };
+        // Up to the node's name.
+        let command = service.arguments();
+        let path = service.path(init).unwrap_or_else(|| INITTAB.to_owned());
+        if !fs::read_to_string(&path).is_ok_and(|content| content.contains(&command)) {
+            continue;
+        }
+        ensure!(init != Init::Inittab, "{INITTAB} starts edgectl {role}: take that line out, and then 'kill -HUP 1'");
+        for line in service.ends(init) {
+            run(&line)?;
+        }
+        file::remove(path.as_ref()).with_context(|| format!("remove {path}"))?;
+        removed.push(format!("service {} ({path})", service.unit()));
+    }
+    if init == Init::Systemd && !removed.is_empty() {
+        run(&["systemctl".to_owned(), "daemon-reload".to_owned()])?;
+    }
+    Ok(removed)
 }
 
 /// What to do where we change nothing ourselves.
@@ -147,6 +200,8 @@ mod tests {
         );
         assert!(script.ends_with("depend() {\n\tneed net\n}\n"), "{script}");
         assert!(agent.file(Init::Inittab, "/usr/bin/edgectl").is_none());
+        assert_eq!(agent.ends(Init::Systemd), [["systemctl", "disable", "--now", "edgectl-agent"]]);
+        assert_eq!(agent.ends(Init::OpenRc), [["rc-service", "edgectl-agent", "stop"]]);
         assert!(inittab(&[agent], "/usr/bin/edgectl").ends_with(&format!("\n  null::respawn:{line}\n")));
     }
 }

@@ -9,7 +9,7 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 use super::Context;
 use super::{
     apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
-    get, image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
+    get, image, init, join, labels, logs, nodes, reset, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -719,6 +719,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 join::EXAMPLES,
                 join::Flags,
                 join::run
+            ),
+            verb!(
+                "reset",
+                "Take this board out of its cluster, without a trace",
+                "reset [--yes] [flags]",
+                reset::EXAMPLES,
+                reset::Flags,
+                reset::run
             ),
             verb!(
                 "backup",

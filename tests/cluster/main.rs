@@ -13,6 +13,7 @@ mod node;
 mod nodes;
 mod pods;
 mod pull;
+mod reset;
 mod services;
 mod up;
 mod verbs;

@@ -20,6 +20,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("cli", &["base", "api", "client", "wire"]),
     ("cli/backup", &["master/store"]),
     ("cli/image", &["image"]),
+    ("cli/reset", &["agent", "network", "runtime"]),
     ("cli/up", &["image", "network"]),
     ("master", &["base", "api", "wire"]),
     ("master/store", &["base", "api"]),

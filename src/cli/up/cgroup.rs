@@ -202,6 +202,13 @@ pub fn destroy(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// Removes the groups of this name from the roots of all hierarchies, with those below them, if no process is in them; answers which went.
+pub fn remove_empty(name: &str) -> Result<Vec<PathBuf>> {
+    let groups = hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount_point.join(name)).filter(|group| group.exists());
+    // What is busy has processes of another's.
+    Ok(groups.filter(|group| remove(group).is_ok()).collect())
+}
+
 /// As [`destroy`], of one node; the cluster's groups stay.
 pub fn destroy_node(cluster: &Cluster, node: &str) -> Result<()> {
     let groups: Vec<PathBuf> = hierarchies()?.iter().map(|hierarchy| hierarchy.node(cluster, node)).collect();

@@ -154,8 +154,7 @@ impl Cluster {
     /// Removes all folders of the cluster, and those above them that are empty then.
     pub fn remove_files(&self) -> Result<()> {
         for path in [self.state(), self.run()] {
-            refuse_mounts_below(&path)?;
-            file::remove_tree(&path).with_context(|| format!("remove {}", path.display()))?;
+            remove_folder(&path)?;
             for above in path.ancestors().skip(1).take(2) {
                 // It holds other clusters, or another's files.
                 if fs::remove_dir(above).is_err() {
@@ -165,6 +164,12 @@ impl Cluster {
         }
         Ok(())
     }
+}
+
+/// Removes a folder with all that is in it; that it is not there is fine.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    refuse_mounts_below(path)?;
+    file::remove_tree(path).with_context(|| format!("remove {}", path.display()))
 }
 
 /// Nothing of a cluster is mounted where the host sees it. If something is, it is none of ours, and removing the folder

@@ -2,8 +2,8 @@
 //! namespace but the API's socket on loopback, and nothing is mounted where the host sees it. Running it again finds what
 //! runs, and starts what was stopped. The tests' lab is this code.
 
-mod cgroup;
-mod cluster;
+pub mod cgroup;
+pub mod cluster;
 mod demo;
 pub mod down;
 pub mod hello;
