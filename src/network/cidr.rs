@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 
 /// An IPv4 network: an address with no bit set behind the prefix (RFC 4632).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cidr {
     address: Ipv4Addr,
     prefix: u8,

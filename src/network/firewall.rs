@@ -42,7 +42,7 @@ const PORT_OFFSET: u32 = 2;
 pub struct Rules {
     pod_cidr: Cidr,
     cluster_cidr: Cidr,
-    elements: BTreeMap<&'static str, BTreeSet<Element>>,
+    elements: BTreeMap<String, BTreeSet<Element>>,
 }
 
 /// What is to be done for it.
@@ -57,7 +57,7 @@ enum Plan {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Change {
-    set: Set,
+    set: Set<'static>,
     delete: Vec<Element>,
     add: Vec<Element>,
 }
@@ -76,7 +76,7 @@ impl Rules {
                 });
             }
         }
-        let elements = [(HOST_PORTS.name, host_ports), (HAIRPINS.name, hairpins)].into();
+        let elements = [(HOST_PORTS.name.to_owned(), host_ports), (HAIRPINS.name.to_owned(), hairpins)].into();
         Self { pod_cidr: config.pod_cidr, cluster_cidr: config.cluster_cidr, elements }
     }
 
@@ -226,7 +226,11 @@ mod tests {
         Rules {
             pod_cidr: "10.244.0.0/24".parse().unwrap(),
             cluster_cidr: "10.244.0.0/16".parse().unwrap(),
-            elements: [(HOST_PORTS.name, ports.iter().copied().map(element).collect()), (HAIRPINS.name, BTreeSet::new())].into(),
+            elements: [
+                (HOST_PORTS.name.to_owned(), ports.iter().copied().map(element).collect()),
+                (HAIRPINS.name.to_owned(), BTreeSet::new()),
+            ]
+            .into(),
         }
     }
 

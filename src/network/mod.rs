@@ -1,5 +1,5 @@
 //! The pod network of one node: the bridge, a cable and an address for each pod, what leaves by which address, what the
-//! addresses of Services lead to, and the files in which a pod reads its own name and its name servers. It works in the
+//! addresses of Services lead to, whom pods may speak to, and the files in which a pod reads its own name and its name servers. It works in the
 //! network namespace of the thread that calls it, knows no Kubernetes object, and never touches a link or an nf_tables table
 //! that it did not make itself.
 
@@ -14,6 +14,7 @@ mod nftables;
 pub mod node;
 pub mod peers;
 pub mod pod;
+pub mod policy;
 pub mod remove;
 pub mod services;
 #[cfg(test)]
@@ -34,15 +35,29 @@ pub struct Network {
     config: NodeConfig,
     leases: RefCell<lease::Leases>,
     pending: RefCell<services::Pending>,
+    isolation: RefCell<Option<Arc<policy::Isolation>>>,
     /// Whoever holds it may change the rules, also those of the pods.
-    services: Arc<smol::lock::Mutex<services::Services>>,
+    tables: Arc<smol::lock::Mutex<Tables>>,
+}
+
+/// What is known of the kernel's tables of Services and of policies. A change to one tells the other that it was ours.
+#[derive(Default)]
+struct Tables {
+    services: services::Services,
+    policies: policy::Policies,
 }
 
 impl Network {
     /// Reads the leases of earlier processes. Nothing in the kernel changes before `setup`.
     pub fn open(config: NodeConfig) -> Result<Self> {
         let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
-        Ok(Self { config, leases: RefCell::new(leases), pending: RefCell::default(), services: Arc::default() })
+        Ok(Self {
+            config,
+            leases: RefCell::new(leases),
+            pending: RefCell::default(),
+            isolation: RefCell::default(),
+            tables: Arc::default(),
+        })
     }
 
     /// Keeps an address for a pod that had it before the machine was started anew, until it is attached or swept.

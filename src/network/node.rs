@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
 use super::netlink::{self, Link};
-use super::nftables::Connection;
+use super::nftables::{self, Connection};
 use super::{Cidr, Network, firewall};
 
 /// What the agent says of its node. The addresses of pods on all nodes lie in `cluster_cidr`, those of this node in `pod_cidr`.
@@ -113,12 +113,14 @@ impl Network {
     /// Brings the node's rules to what configuration and leases ask for, on a thread that may wait for the kernel. One at a
     /// time: what was desired earlier must not be written later.
     pub(super) async fn apply_firewall(&self) -> Result<()> {
-        let mut services = self.services.lock_arc().await;
+        let mut tables = self.tables.lock_arc().await;
         let rules = firewall::Rules::desired(&self.config, self.leases.borrow().iter());
         let connection = Connection::open().context("open nf_tables socket")?;
         let changed = smol::unblock(move || -> Result<()> {
             if let Some(generation) = firewall::apply(&connection, &rules)? {
-                services.follow(generation);
+                let next = nftables::next_generation(generation);
+                tables.services.follow(generation, next);
+                tables.policies.follow(generation, next);
             }
             Ok(())
         });

@@ -30,6 +30,11 @@ pub enum Expression<'a> {
         length: u32,
         into: Register,
     },
+    /// IP_CT_DIR_ORIGINAL (0) or IP_CT_DIR_REPLY (1), one byte: whether the packet goes the way of the connection's first one. The rule
+    /// ends here for a packet of no connection.
+    LoadConnectionDirection(Register),
+    /// One of NF_CT_STATE_BIT, in the machine's own order.
+    LoadConnectionState(Register),
     /// What kind of address the destination is to this node: RTN_* of rtnetlink(7), in the machine's own order.
     LoadDestinationKind(Register),
     /// The packet's mark, in the machine's own order.
@@ -64,6 +69,15 @@ pub enum Expression<'a> {
         register: Register,
         bytes: Vec<u8>,
     },
+    /// The rule goes on only if the register holds at least, or at most, these bytes.
+    AtLeast {
+        register: Register,
+        bytes: Vec<u8>,
+    },
+    AtMost {
+        register: Register,
+        bytes: Vec<u8>,
+    },
     /// The rule goes on only if the set holds the key that begins at `key`; a map's value then begins at `value`.
     LookUp {
         set: &'a str,
@@ -83,6 +97,10 @@ pub enum Expression<'a> {
     /// The connection leaves by the address of the link it leaves on, from a random port.
     Masquerade,
     Jump(&'a str),
+    /// The packet passes this hook; hooks behind it may still see it otherwise.
+    Accept,
+    /// On in the chain from which one has jumped.
+    Return,
     Drop,
     /// Tells the sender by a TCP reset.
     Reset,
@@ -94,6 +112,8 @@ pub enum Expression<'a> {
 const META_DESTINATION: u16 = 1;
 const META_KEY: u16 = 2;
 const META_SOURCE: u16 = 3;
+const CONNECTION_DESTINATION: u16 = 1;
+const CONNECTION_KEY: u16 = 2;
 const NUMGEN_DESTINATION: u16 = 1;
 const NUMGEN_MODULUS: u16 = 2;
 const NUMGEN_KIND: u16 = 3;
@@ -156,9 +176,10 @@ impl Expression<'_> {
             Self::LoadHash { .. } => "hash",
             Self::LoadNetworkHeader { .. } | Self::LoadTransportHeader { .. } => "payload",
             Self::LoadDestinationKind(_) => "fib",
-            Self::Jump(_) | Self::Drop => "immediate",
+            Self::LoadConnectionDirection(_) | Self::LoadConnectionState(_) => "ct",
+            Self::Jump(_) | Self::Accept | Self::Return | Self::Drop => "immediate",
             Self::And { .. } | Self::Or { .. } => "bitwise",
-            Self::Equal { .. } | Self::NotEqual { .. } => "cmp",
+            Self::Equal { .. } | Self::NotEqual { .. } | Self::AtLeast { .. } | Self::AtMost { .. } => "cmp",
             Self::LookUp { .. } | Self::Decide { .. } => "lookup",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
@@ -180,6 +201,8 @@ impl Expression<'_> {
                 at.be32(META_KEY, libc::NFT_META_MARK as u32);
                 at.be32(META_SOURCE, from.number());
             }
+            Self::LoadConnectionDirection(into) => write_connection(at, libc::NFT_CT_DIRECTION, *into),
+            Self::LoadConnectionState(into) => write_connection(at, libc::NFT_CT_STATE, *into),
             Self::LoadRandom { below, into } => {
                 at.be32(NUMGEN_DESTINATION, into.number());
                 at.be32(NUMGEN_MODULUS, *below);
@@ -208,6 +231,8 @@ impl Expression<'_> {
             Self::Or { register, bits } => write_bitwise(at, *register, bits.map(|byte| !byte), *bits),
             Self::Equal { register, bytes } => write_comparison(at, libc::NFT_CMP_EQ, *register, bytes),
             Self::NotEqual { register, bytes } => write_comparison(at, libc::NFT_CMP_NEQ, *register, bytes),
+            Self::AtLeast { register, bytes } => write_comparison(at, libc::NFT_CMP_GTE, *register, bytes),
+            Self::AtMost { register, bytes } => write_comparison(at, libc::NFT_CMP_LTE, *register, bytes),
             Self::LookUp { set, key, value } => {
                 at.string(LOOKUP_SET, set);
                 at.be32(LOOKUP_SOURCE, key.number());
@@ -228,6 +253,8 @@ impl Expression<'_> {
             }
             Self::Masquerade => at.be32(MASQUERADE_FLAGS, NAT_RANGE_PROTO_RANDOM_FULLY),
             Self::Jump(chain) => write_immediate(at, libc::NFT_JUMP, Some(chain)),
+            Self::Accept => write_immediate(at, libc::NF_ACCEPT, None),
+            Self::Return => write_immediate(at, libc::NFT_RETURN, None),
             Self::Drop => write_immediate(at, libc::NF_DROP, None),
             Self::Reset => at.be32(REJECT_KIND, libc::NFT_REJECT_TCP_RST as u32),
             Self::PortUnreachable => {
@@ -265,6 +292,11 @@ fn write_bitwise(at: &mut Writer, register: Register, mask: [u8; 4], flipped: [u
     at.be32(BITWISE_BYTES, mask.len() as u32);
     at.nested(BITWISE_MASK, |at| at.bytes(attribute::DATA_VALUE, &mask));
     at.nested(BITWISE_XOR, |at| at.bytes(attribute::DATA_VALUE, &flipped));
+}
+
+fn write_connection(at: &mut Writer, key: libc::c_int, into: Register) {
+    at.be32(CONNECTION_DESTINATION, into.number());
+    at.be32(CONNECTION_KEY, key as u32);
 }
 
 fn write_payload(at: &mut Writer, base: libc::c_int, offset: u32, length: u32, into: Register) {

@@ -8,6 +8,7 @@ mod observe;
 
 use std::io;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 use rtnetlink::sys::{Socket, SocketAddr};
 
@@ -24,7 +25,8 @@ const NETLINK_NETFILTER: isize = 12;
 /// Elements in one message: the list is one attribute, whose length has 16 bits.
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
-/// The kernel refuses a transaction larger than the socket's buffer, which is at least 160 KB (net.core.wmem_default).
+/// Where a change can be cut into several transactions, it is cut at this size: what is larger than the socket's buffer, at least
+/// 160 KB (net.core.wmem_default), takes as much of the kernel's memory in one piece.
 pub const TRANSACTION_BYTES_MAX: usize = 128 * 1024;
 
 /// linux/netfilter/nfnetlink.h and nf_tables.h, as libc has them.
@@ -58,8 +60,8 @@ pub struct Hook {
 
 /// A set of concatenations, or a map from one concatenation to another or to a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Set {
-    pub name: &'static str,
+pub struct Set<'a> {
+    pub name: &'a str,
     pub key: &'static [u32],
     /// Empty for a set.
     pub value: &'static [u32],
@@ -151,6 +153,15 @@ impl Transaction {
                 }
             });
             at.bytes(attribute::RULE_USERDATA, &attribute::comment(comment));
+        });
+    }
+
+    /// Deletes a set that no rule looks into, and the elements in it.
+    pub fn delete_set(&mut self, name: &str) {
+        let table = self.table;
+        self.change(libc::NFT_MSG_DELSET, 0, |at| {
+            at.string(attribute::SET_TABLE, table);
+            at.string(attribute::SET_NAME, name);
         });
     }
 
@@ -277,6 +288,10 @@ impl Connection {
     }
 
     pub fn send(&self, request: &[u8]) -> io::Result<()> {
+        // A message longer than the socket's buffer is refused, and a transaction is one message.
+        if request.len() > TRANSACTION_BYTES_MAX {
+            setsockopt(&self.0, sockopt::SndBufForce, &(request.len() * 2))?;
+        }
         self.0.send(request, 0).map(|_| ())
     }
 

@@ -18,7 +18,7 @@ pub struct Observed {
     /// Comments of the rules in their order, by chain; a rule without one has an empty comment.
     pub rules: BTreeMap<String, Vec<String>>,
     /// By the set's name.
-    pub elements: BTreeMap<&'static str, BTreeSet<Element>>,
+    pub elements: BTreeMap<String, BTreeSet<Element>>,
 }
 
 /// What the table and these sets of it hold; `None` if one of them is missing.
@@ -27,7 +27,7 @@ pub fn observe(connection: &Connection, table: &str, sets: &[Set]) -> io::Result
     for set in sets {
         match elements(connection, table, set.name) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-            other => observed.elements.insert(set.name, other?),
+            other => observed.elements.insert(set.name.to_owned(), other?),
         };
     }
     Ok(Some(observed))

@@ -73,10 +73,10 @@ pub struct Services {
 }
 
 impl Services {
-    /// A change to another table of ours was made of that generation: nothing here became untrue by it.
-    pub fn follow(&mut self, generation: u32) {
-        if self.generation == Some(generation) {
-            self.generation = Some(nftables::next_generation(generation));
+    /// Changes to other tables of ours have made the one generation of the other: nothing here became untrue by them.
+    pub fn follow(&mut self, from: u32, to: u32) {
+        if self.generation == Some(from) {
+            self.generation = Some(to);
         }
     }
 
@@ -92,9 +92,9 @@ impl Services {
         self.pending.retain(|name, ports| known.get(name).map_or(&[][..], Vec::as_slice) != ports.as_slice());
     }
 
-    /// Writes what is pending, and whatever else is not as it should be; answers how many bytes that took. Blocks; see
-    /// [`Transaction::commit`].
-    pub fn apply(&mut self, connection: &Connection, service_cidr: Cidr) -> Result<usize> {
+    /// Writes what is pending, and whatever else is not as it should be; answers the generations of the ruleset
+    /// before and after, and how many bytes that took. Blocks; see [`Transaction::commit`].
+    pub fn apply(&mut self, connection: &Connection, service_cidr: Cidr) -> Result<(u32, u32, usize)> {
         for _ in 0..ATTEMPTS_MAX {
             let generation = nftables::generation(connection).context("read the generation of the rules")?;
             let plan = match self.generation == Some(generation) && !self.has_conflicts && !plan::is_contested(&self.pending, &self.known) {
@@ -113,8 +113,8 @@ impl Services {
             // Whatever is only half written is looked at before the next change.
             self.generation = None;
             match write(connection, generation, &plan, service_cidr) {
-                Ok((generation, bytes)) => {
-                    self.generation = Some(generation);
+                Ok((next, bytes)) => {
+                    self.generation = Some(next);
                     let stale = self.settle(plan);
                     // By now nothing new can come to lead there.
                     if !stale.is_empty() {
@@ -123,7 +123,7 @@ impl Services {
                             Err(error) => log::warn!("forget connections to backends that are gone: {error}"),
                         }
                     }
-                    return Ok(bytes);
+                    return Ok((generation, next, bytes));
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ERESTART) => {}
                 Err(error) => return Err(error).with_context(|| format!("write table {}", TABLE)),
@@ -210,16 +210,21 @@ impl Network {
 
     /// Brings the kernel's rules to what was set. What failed is tried again by the next call.
     pub async fn apply_services(&self) -> Result<()> {
-        let mut services = self.services.lock_arc().await;
-        services.take(self.pending.take());
+        let mut tables = self.tables.lock_arc().await;
+        tables.services.take(self.pending.take());
         let connection = Connection::open().context("open nf_tables socket")?;
         let service_cidr = self.config.service_cidr;
-        let bytes = smol::unblock(move || services.apply(&connection, service_cidr)).await.context("set up rules of Services")?;
+        let written = smol::unblock(move || -> Result<usize> {
+            let (from, to, bytes) = tables.services.apply(&connection, service_cidr)?;
+            tables.policies.follow(from, to);
+            Ok(bytes)
+        });
+        let bytes = written.await.context("set up rules of Services")?;
         log::debug!("rules of Services written, {bytes} bytes");
         Ok(())
     }
 
-    /// Mends the rules of Services and of the pod network when others have changed them, for ever.
+    /// Mends the rules of Services, of policies and of the pod network when others have changed them, for ever.
     pub async fn keep_services(&self) {
         loop {
             Timer::after(LOOK_EVERY).await;
@@ -232,10 +237,15 @@ impl Network {
     async fn mend_rules(&self) -> Result<()> {
         let connection = Connection::open().context("open nf_tables socket")?;
         let generation = nftables::generation(&connection).context("read the generation of the rules")?;
-        if self.services.lock().await.is_due(generation) {
+        let tables = self.tables.lock().await;
+        let (has_services, has_policies) = (tables.services.is_due(generation), tables.policies.is_due(generation));
+        drop(tables);
+        // First what shuts pods off, and all of it even if the first fails.
+        let isolated = if has_policies { self.apply_policies().await } else { Ok(()) };
+        if has_services {
             self.apply_firewall().await?;
             self.apply_services().await?;
         }
-        Ok(())
+        isolated
     }
 }

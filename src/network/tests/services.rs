@@ -417,9 +417,9 @@ fn one_service_among_ten_thousand_costs_as_much_as_one_alone() {
         let before = generation();
         network.set_service(&name(index), ports);
         let started = Instant::now();
-        let mut services = smol::block_on(network.services.lock());
-        services.take(network.pending.take());
-        let bytes = services.apply(&Connection::open().unwrap(), network.config.service_cidr).unwrap();
+        let mut tables = smol::block_on(network.tables.lock());
+        tables.services.take(network.pending.take());
+        let (_, _, bytes) = tables.services.apply(&Connection::open().unwrap(), network.config.service_cidr).unwrap();
         let took = started.elapsed();
         assert_eq!(generation(), before + 1, "one transaction");
         (took, bytes)
