@@ -11,6 +11,7 @@ mod logs;
 mod machine;
 mod node;
 mod peers;
+mod policy;
 mod preload;
 mod recorder;
 mod report;
@@ -85,6 +86,7 @@ struct Node {
     oom_score_min: i32,
     runtime: Runtime,
     network: Network,
+    policies: policy::Policies,
     images: Images,
     image_uses: RefCell<image_gc::Uses>,
     ledger: Rc<Ledger>,
@@ -162,6 +164,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         oom_score_min: resources::oom_score_min().context("read the capabilities of this process")?,
         runtime,
         network,
+        policies: policy::Policies::default(),
         images,
         image_uses: RefCell::default(),
         ledger,
@@ -189,6 +192,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     task::spawn(services::serve(names.clone())).detach();
     task::spawn(services::follow(node.clone(), names)).detach();
     task::spawn(peers::follow(node.clone())).detach();
+    task::spawn(policy::follow(node.clone())).detach();
     let keeper = node.clone();
     task::spawn(async move { keeper.network.keep_services().await }).detach();
     task::spawn(sources::keep(node.clone())).detach();

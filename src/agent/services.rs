@@ -200,7 +200,7 @@ fn read<T: DeserializeOwned>(object: &Value) -> Option<T> {
     serde_json::from_value(object.clone()).inspect_err(|error| log::error!("read {}: {error}", full_name(object))).ok()
 }
 
-fn protocol(name: &str) -> Protocol {
+pub fn protocol(name: &str) -> Protocol {
     match name {
         "UDP" => Protocol::Udp,
         "SCTP" => Protocol::Sctp,

@@ -510,7 +510,9 @@ impl Worker {
             false => {
                 let netns = sandbox.network_namespace().context("the shim is gone")?;
                 let attach = AttachConfig { pod_uid: &metadata.uid, netns: &netns, host_ports: &host_ports(pod) };
-                self.node.network.attach(&attach).await.context("attach network")?.address.to_string()
+                let attachment = self.node.network.attach(&attach).await.context("attach network")?;
+                self.node.isolate(&metadata.uid).await.context("isolate as network policies say")?;
+                attachment.address.to_string()
             }
         };
         self.write_files(pod)?;
