@@ -12,6 +12,7 @@ mod lab;
 mod node;
 mod nodes;
 mod pods;
+mod policy;
 mod pull;
 mod reset;
 mod services;

@@ -94,12 +94,16 @@ pub struct Client {
 
 impl Client {
     pub fn new(lab: &Lab, name: &str) -> Self {
-        let pod = get(lab, &["pod", name]);
+        Self::within(lab, "default", name)
+    }
+
+    pub fn within(lab: &Lab, namespace: &str, name: &str) -> Self {
+        let pod = get(lab, &["pod", name, "-n", namespace]);
         let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
         let is_inside = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&id));
         let pid = lab.processes().into_iter().find(is_inside).unwrap_or_else(|| panic!("{name} runs")).to_string();
         let read = Command::new("nsenter").args(["-t", &pid, "-m", "cat", "/etc/resolv.conf"]).output().unwrap();
-        let resolver = lab.file(&format!("resolv.conf-{name}"));
+        let resolver = lab.file(&format!("resolv.conf-{namespace}-{name}"));
         fs::write(&resolver, read.stdout).unwrap();
         Self { pid, resolver }
     }
