@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute};
+use rtnetlink::packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute};
 use rtnetlink::packet_route::route::RouteScope;
 use rtnetlink::{Handle, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use serde::{Deserialize, Serialize};
@@ -267,7 +267,12 @@ async fn configure_pod(pod: &Handle, desired: &Attachment) -> Result<()> {
     let up = LinkUnspec::new_with_index(loopback.index).up().build();
     pod.link().change(up).execute().await.map_err(netlink::failure).context("set lo up")?;
     let Some(link) = netlink::link(pod, desired.interface).await? else { bail!("{} has gone", desired.interface) };
-    let up = LinkUnspec::new_with_index(link.index).up().build();
+    // The kernel would give it an IPv6 address of its own accord, by which it met its neighbours past the gateway and all rules.
+    let without_ipv6 = match Path::new("/proc/sys/net/ipv6").exists() {
+        true => vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)])],
+        false => Vec::new(),
+    };
+    let up = LinkUnspec::new_with_index(link.index).append_extra_attribute(LinkAttribute::AfSpecUnspec(without_ipv6)).up().build();
     pod.link().change(up).execute().await.map_err(netlink::failure).with_context(|| format!("set {} up", desired.interface))?;
 
     // No route to the network itself: neighbours, too, are behind the gateway.

@@ -218,6 +218,7 @@ fn a_pod_gets_its_cable_and_leaves_nothing_behind() {
         routes.lines().map(str::trim).collect::<Vec<_>>(),
         ["default via 10.244.3.1 dev eth0 proto static", "10.244.3.1 dev eth0 proto static scope link"]
     );
+    assert_eq!(eth0[0]["addr_info"].as_array().unwrap().len(), 1, "no address but that: {eth0}");
     pod.sh("ping -c1 -W2 127.0.0.1");
     pod.sh("ping -c1 -W2 10.244.3.1");
     sh("ping -c1 -W2 10.244.3.2");
