@@ -76,6 +76,20 @@ fn keep_allocated(service: &mut Value, live: &Value) {
             spec.remove(field);
         }
     }
+    // What only another type has goes with the type, unless it was changed in the same breath and so is meant.
+    let is_reachable = has_ports(&kind) || spec.get("externalIPs").and_then(Value::as_array).is_some_and(|ips| !ips.is_empty());
+    let is_balanced = kind == "LoadBalancer";
+    let checks_health = is_balanced && spec.get("externalTrafficPolicy").is_some_and(|policy| policy == "Local");
+    for (field, stays) in [
+        ("externalTrafficPolicy", is_reachable && kind != "ExternalName"),
+        ("allocateLoadBalancerNodePorts", is_balanced),
+        ("loadBalancerClass", is_balanced),
+        ("healthCheckNodePort", checks_health),
+    ] {
+        if !stays && live["spec"].get(field) == spec.get(field) {
+            spec.remove(field);
+        }
+    }
     for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten().filter(|port| port.is_object()) {
         let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
         let before =
@@ -288,6 +302,22 @@ mod tests {
                 .message
                 .contains("spec.ports[1].nodePort: Invalid value: 30081: provided port is already allocated")
         );
+    }
+
+    #[test]
+    fn what_only_another_type_has_goes_with_the_type() {
+        let live = service(json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30100,
+            "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "example.com/a", "ports": []}));
+        let changed = |kind: &str, policy: &str| {
+            let mut service = live.clone();
+            (service["spec"]["type"], service["spec"]["externalTrafficPolicy"]) = (kind.into(), policy.into());
+            keep_allocated(&mut service, &live);
+            service["spec"].as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(changed("ClusterIP", "Local"), "ports type");
+        assert_eq!(changed("NodePort", "Local"), "externalTrafficPolicy ports type");
+        assert_eq!(changed("ClusterIP", "Cluster"), "externalTrafficPolicy ports type", "this is for validation to refuse");
+        assert_eq!(changed("LoadBalancer", "Cluster"), "allocateLoadBalancerNodePorts externalTrafficPolicy loadBalancerClass ports type");
     }
 
     #[test]
