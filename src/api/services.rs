@@ -33,6 +33,8 @@ pub struct ServiceSpec {
     pub session_affinity_config: SessionAffinityConfig,
     pub internal_traffic_policy: String,
     pub external_traffic_policy: String,
+    pub load_balancer_class: Option<String>,
+    pub load_balancer_source_ranges: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]

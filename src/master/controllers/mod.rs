@@ -8,6 +8,7 @@ mod deployment;
 mod endpoints;
 mod feed;
 mod garbage;
+mod load_balancer;
 mod namespace;
 mod namespace_defaults;
 mod node;
@@ -53,6 +54,7 @@ pub async fn run(objects: Objects, pki: Rc<Pki>) {
     spawn(&executor, &node_cidr::Controller::new(&shared, &recorder));
     spawn(&executor, &taint_eviction::Controller::new(&shared, &shared.recorder(&executor, "taint-eviction-controller")));
     spawn(&executor, &endpoints::Controller::new(&shared));
+    spawn(&executor, &load_balancer::Controller::new(&shared, &shared.recorder(&executor, "service-controller")));
     spawn(&executor, &bootstrap_token::Controller::new(&shared));
     spawn(&executor, &certificates::Controller::new(&shared, pki));
     executor.run(shared.feed.clone().run()).await;

@@ -72,6 +72,7 @@ struct World {
     node_cidrs: Rc<node_cidr::Controller>,
     evictions: Rc<taint_eviction::Controller>,
     endpoints: Rc<endpoints::Controller>,
+    balancers: Rc<load_balancer::Controller>,
     tokens: Rc<bootstrap_token::Controller>,
     certificates: Rc<certificates::Controller>,
 }
@@ -96,6 +97,7 @@ impl World {
             node_cidrs: node_cidr::Controller::new(&shared, &recorder),
             evictions: taint_eviction::Controller::new(&shared, &recorder),
             endpoints: endpoints::Controller::new(&shared),
+            balancers: load_balancer::Controller::new(&shared, &recorder),
             tokens: bootstrap_token::Controller::new(&shared),
             certificates: certificates::Controller::new(&shared, pki()),
             shared,
@@ -177,6 +179,7 @@ impl World {
             worked |= drain(&*self.node_cidrs).await;
             worked |= drain(&*self.evictions).await;
             worked |= drain(&*self.endpoints).await;
+            worked |= drain(&*self.balancers).await;
             worked |= drain(&*self.tokens).await;
             worked |= drain(&*self.certificates).await;
             if !worked {
@@ -839,6 +842,42 @@ fn a_service_follows_the_pods_it_selects() {
         world.delete("services", "default", "web", Propagation::Default).await;
         world.settle().await;
         assert_eq!((world.names("endpoints").len(), world.names("endpointslices").len()), (0, 0));
+    });
+}
+
+#[test]
+fn a_balanced_service_has_the_addresses_of_the_nodes() {
+    smol::block_on(async {
+        let world = World::new();
+        for (name, address) in [("a", "192.0.2.1"), ("b", "192.0.2.2")] {
+            world.create("nodes", json!({"metadata": {"name": name}})).await;
+            let addressed = |live: &Value| {
+                let mut node = live.clone();
+                node["status"]["addresses"] = json!([{"type": "InternalIP", "address": address}]);
+                Ok(node)
+            };
+            world.objects().update(world.resource("nodes"), "", name, Part::Status, false, addressed).await.unwrap();
+            say(&world, name, "True").await;
+        }
+        let spec = json!({"type": "LoadBalancer", "clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+        world.create("services", json!({"metadata": {"name": "web"}, "spec": spec})).await;
+        world.settle().await;
+        let addresses = |world: &World| {
+            let ingress = world.get("services", "web")["status"]["loadBalancer"]["ingress"].clone();
+            ingress.as_array().map(|all| all.iter().map(|one| one["ip"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(addresses(&world).unwrap(), ["192.0.2.1", "192.0.2.2"]);
+        let revision = world.objects().store().revision();
+        let world = world.restarted();
+        world.settle().await;
+        assert_eq!(world.objects().store().revision(), revision, "at rest nothing is written");
+        say(&world, "a", "False").await;
+        assert_eq!(addresses(&world).unwrap(), ["192.0.2.2"]);
+        let inside = |service: &mut Value| service["spec"] = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+        world.edit("services", "web", inside).await;
+        let world = world.restarted();
+        world.settle().await;
+        assert_eq!(addresses(&world), None);
     });
 }
 
