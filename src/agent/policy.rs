@@ -10,14 +10,14 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use event_listener::Event as Wake;
 use futures_lite::{FutureExt, future};
-use serde_json::Value;
+use serde_json::{Value, json};
 use smol::Timer;
 
+use super::ledger::{self, Followed};
 use super::{Node, services};
 use crate::api::meta;
 use crate::api::selector::Labels;
-use crate::client::Query;
-use crate::client::cache::{Event, Feed};
+use crate::client::cache::Event;
 use crate::network::policy::{Allowance, Isolation, Peers, Ports};
 use crate::network::{Cidr, Protocol};
 
@@ -37,8 +37,9 @@ pub struct Policies {
 
 /// Follows the cluster's policies, for ever. What holds stays as it is until all lists are there.
 pub async fn follow(node: Rc<Node>) {
-    let policies = Feed::start(node.client.clone(), "/apis/networking.k8s.io/v1/networkpolicies".into(), Query::new());
-    let mut others: Option<[Feed; 2]> = None;
+    let follow = |path, file, kept| Followed::start(&node.ledger, &node.client, path, file, kept);
+    let policies = follow("/apis/networking.k8s.io/v1/networkpolicies", "networkpolicies.json", ledger::without_history);
+    let mut others: Option<[Followed; 2]> = None;
     loop {
         let mut is_touched = node.policies.hear(next(&policies, others.as_ref()).await);
         Timer::after(GATHER).await;
@@ -48,8 +49,8 @@ pub async fn follow(node: Rc<Node>) {
         // A cluster without policies follows no pod but its own.
         let is_needed = node.policies.known.borrow().policies.as_ref().is_some_and(|policies| !policies.is_empty());
         if is_needed && others.is_none() {
-            let feed = |path: &str| Feed::start(node.client.clone(), path.into(), Query::new());
-            others = Some([feed("/api/v1/pods"), feed("/api/v1/namespaces")]);
+            let pods = follow("/api/v1/pods", "pods.json", kept);
+            others = Some([pods, follow("/api/v1/namespaces", "namespaces.json", ledger::without_history)]);
         } else if !is_needed && others.take().is_some() {
             let mut known = node.policies.known.borrow_mut();
             (known.pods, known.namespaces) = (None, None);
@@ -70,7 +71,7 @@ enum News {
     Namespaces(Event),
 }
 
-async fn next(policies: &Feed, others: Option<&[Feed; 2]>) -> News {
+async fn next(policies: &Followed, others: Option<&[Followed; 2]>) -> News {
     let policy = async { News::Policies(policies.next().await) };
     let other = async {
         let Some([pods, namespaces]) = others else { return future::pending().await };
@@ -351,6 +352,25 @@ fn labels(object: &Value) -> Labelled {
     labels.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
 }
 
+/// What the ledger keeps of a pod of whatever node.
+fn kept(object: &Value) -> Value {
+    let mut kept = ledger::without_history(object);
+    kept["metadata"]["uid"] = meta::uid(object).into();
+    let ports = |containers: &Value| -> Vec<Value> {
+        list(containers)
+            .iter()
+            .filter(|container| container["ports"].is_array())
+            .map(|container| json!({"ports": container["ports"]}))
+            .collect()
+    };
+    let (spec, status) = (&object["spec"], &object["status"]);
+    kept["spec"] = json!({
+        "hostNetwork": spec["hostNetwork"], "containers": ports(&spec["containers"]), "initContainers": ports(&spec["initContainers"]),
+    });
+    kept["status"] = json!({"phase": status["phase"], "podIP": status["podIP"]});
+    kept
+}
+
 /// None for one that has ended, or that shares its node's network and so is no pod to a policy.
 fn pod(object: &Value) -> Option<Pod> {
     let (spec, status) = (&object["spec"], &object["status"]);
@@ -436,8 +456,6 @@ fn of_ports(value: &Value) -> Option<Vec<Port>> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn pod_of(namespace: &str, name: &str, address: &str) -> Value {
@@ -490,6 +508,13 @@ mod tests {
             peers + &ports.collect::<String>()
         };
         pods.values().next().map(|allowances| allowances.iter().map(word).collect())
+    }
+
+    #[test]
+    fn the_ledger_keeps_all_that_policies_ask_of_a_pod() {
+        let object = pod_of("shop", "web", "10.244.0.2");
+        assert_eq!(pod(&kept(&object)), pod(&object));
+        assert_eq!(meta::uid(&kept(&object)), "shop/web");
     }
 
     #[test]
