@@ -9,7 +9,7 @@ use rtnetlink::packet_route::route::{RouteMessage, RouteProtocol};
 use rtnetlink::{AddressMessageBuilder, Handle, RouteMessageBuilder};
 
 use super::nftables::{self, Connection, Transaction};
-use super::{firewall, netlink, node, peers, pod, services};
+use super::{firewall, netlink, node, peers, pod, policy, services};
 
 /// Removes what there is of it and says what that was. `bridge` and `local_addresses` are as in the node's configuration.
 ///
@@ -29,7 +29,9 @@ pub async fn remove(bridge: &str, local_addresses: &[Ipv4Addr]) -> Result<Vec<St
         Ok(removed)
     })
     .await?;
-    removed.extend(smol::unblock(remove_tables).await?);
+    // Opened here: it belongs to this thread's network namespace.
+    let connection = Connection::open().context("open nf_tables socket")?;
+    removed.extend(smol::unblock(move || remove_tables(&connection)).await?);
     Ok(removed)
 }
 
@@ -58,14 +60,13 @@ async fn remove_addresses(handle: &Handle, addresses: &[Ipv4Addr]) -> Result<Vec
     Ok(removed)
 }
 
-fn remove_tables() -> Result<Vec<String>> {
-    let connection = Connection::open().context("open nf_tables socket")?;
+fn remove_tables(connection: &Connection) -> Result<Vec<String>> {
     let mut removed = vec![];
-    for table in [services::TABLE, firewall::TABLE] {
-        let generation = nftables::generation(&connection).context("read the generation of the rules")?;
+    for table in [policy::TABLE, services::TABLE, firewall::TABLE] {
+        let generation = nftables::generation(connection).context("read the generation of the rules")?;
         let mut transaction = Transaction::new(table, generation);
         transaction.delete_table();
-        match transaction.commit(&connection) {
+        match transaction.commit(connection) {
             Ok(()) => removed.push(format!("nf_tables table {table}")),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(error).with_context(|| format!("delete table {table}")),

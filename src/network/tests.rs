@@ -402,10 +402,16 @@ fn what_a_node_has_made_is_taken_away_and_what_others_have_made_stays() {
     let peer = |pods: &str, node: [u8; 4]| Peer { pod_cidr: pods.parse().unwrap(), node_address: node.into() };
     smol::block_on(network.set_peers(&[peer("10.244.4.0/24", [192, 0, 2, 4]), peer("10.244.5.0/24", [198, 51, 100, 5])])).unwrap();
     smol::block_on(network.apply_services()).unwrap();
+    let pod_address = network.attachment(&pod.uid).unwrap().address;
+    network.set_policies(super::policy::Isolation {
+        ingress: std::collections::BTreeMap::from([(pod_address, Default::default())]),
+        ..super::policy::Isolation::default()
+    });
+    smol::block_on(network.apply_policies()).unwrap();
     let during = lab.picture().concat();
-    for part in
-        ["edge0", "edge1", "10.244.4.0/24 via 192.0.2.4", "10.244.5.0/24", "10.96.0.10", "table ip edgectl", "table ip edgectl-services"]
-    {
+    let links = ["edge0", "edge1", "10.244.4.0/24 via 192.0.2.4", "10.244.5.0/24", "10.96.0.10"];
+    let tables = ["table ip edgectl", "table ip edgectl-services", "table ip edgectl-policies"];
+    for part in links.into_iter().chain(tables) {
         assert!(during.contains(part), "{part}: {during}");
     }
     let removed = smol::block_on(remove::remove("edge0", &[dns])).unwrap();

@@ -20,6 +20,8 @@ use super::nftables::{self, Connection, Transaction};
 use super::{Cidr, Network, Protocol};
 use rules::Ruleset;
 
+pub use rules::TABLE;
+
 /// Rules that others change meanwhile are read again, this many times.
 const ATTEMPTS_MAX: usize = 10;
 
