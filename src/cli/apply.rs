@@ -414,7 +414,7 @@ file_flags! {
         #[argh(option, short = 'l', default = "String::new()")]
         selector: String,
         /// yaml or json
-        #[argh(option, short = 'o', arg_name = "format", default = "\"yaml\".to_owned()")]
+        #[argh(option, short = 'o', arg_name = "form", default = "\"yaml\".to_owned()")]
         output: String,
     }
 }

@@ -1,7 +1,7 @@
 //! Turns a command line as people type it for kubectl into the plain form that argh reads: `--flag=value`, `-owide`, `-it`, flags after
 //! names, global flags anywhere. It knows no flag by itself: everything is derived from the verbs' own descriptions of their flags.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use argh::{ArgsInfo, FlagInfo, FlagInfoKind, FromArgs, Optionality};
 
 use crate::api::text::likely;
@@ -66,6 +66,8 @@ pub struct Global {
     pub v: Option<u8>,
 }
 
+const OUTPUT: &str = "--output";
+
 /// A command line taken apart.
 #[derive(Debug, Default, PartialEq)]
 pub struct Line {
@@ -104,6 +106,7 @@ pub fn split(words: &[String], verb: &[FlagInfo], lenient: bool) -> Result<Line>
     let mut line = Line::default();
     let mut words = words.iter();
     let mut given: Vec<(bool, &str, Option<String>)> = vec![];
+    let mut template = None;
     while let Some(word) = words.next() {
         if word == "--" {
             line.dash = Some(line.positionals.len());
@@ -112,6 +115,11 @@ pub fn split(words: &[String], verb: &[FlagInfo], lenient: bool) -> Result<Line>
             let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value.to_owned())));
             if name == "help" {
                 line.help = true;
+                continue;
+            }
+            if name == "template" && takes_template(verb) {
+                let next = value.or_else(|| words.next().cloned());
+                template = Some(next.ok_or_else(|| anyhow!("flag needs an argument: --template"))?);
                 continue;
             }
             let same = |flag: &&FlagInfo| flag.long.trim_start_matches("--") == name;
@@ -157,6 +165,13 @@ pub fn split(words: &[String], verb: &[FlagInfo], lenient: bool) -> Result<Line>
             line.positionals.push(word.clone());
         }
     }
+    if let Some(template) = template {
+        let form = given.iter().rev().find(|(own, long, _)| *own && *long == OUTPUT).and_then(|(.., form)| form.as_deref());
+        match form.unwrap_or("go-template") {
+            form if form.contains('=') => {}
+            form => given.push((true, OUTPUT, Some(format!("{form}={template}")))),
+        }
+    }
     // The last one of a flag wins, unless it may be repeated.
     for (index, (own, long, value)) in given.iter().enumerate() {
         let table = if *own { verb } else { global.flags };
@@ -173,6 +188,13 @@ pub fn split(words: &[String], verb: &[FlagInfo], lenient: bool) -> Result<Line>
         }
     }
     Ok(line)
+}
+
+/// Whether `--template` may stand beside `-o`, and belongs into it: where that is described as taking any format, and the verb has no
+/// `--template` of its own.
+fn takes_template(verb: &[FlagInfo]) -> bool {
+    let has_format = |flag: &FlagInfo| flag.long == OUTPUT && matches!(flag.kind, FlagInfoKind::Option { arg_name: "format" });
+    verb.iter().any(has_format) && !verb.iter().any(|flag| flag.long == "--template")
 }
 
 fn find<'a, 'b>(
@@ -262,7 +284,7 @@ mod tests {
     /// test
     struct Flags {
         /// output
-        #[argh(option, short = 'o')]
+        #[argh(option, short = 'o', arg_name = "format")]
         _output: Option<String>,
         /// files
         #[argh(option, short = 'f')]
@@ -314,6 +336,9 @@ mod tests {
         check("-f -", "", "--filename -", "");
         check("-fa -f b --filename=c", "", "--filename a --filename b --filename c", "");
         check("--output=jsonpath={.a}={.b}", "", "--output jsonpath={.a}={.b}", "");
+        check("--template={{.a}} x", "", "--output go-template={{.a}}", "x");
+        check("--template {.a} -o jsonpath x", "", "--output jsonpath={.a}", "x");
+        check("--template {.a} -o jsonpath={.b}", "", "--output jsonpath={.b}", "");
         check("--stdin=false --tty=true", "", "--tty", "");
         check("-A", "", "--all-namespaces", "");
         check("--wait x", "", "--wait true", "x");

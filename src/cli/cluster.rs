@@ -16,7 +16,7 @@ pub struct VersionFlags {
     #[argh(switch)]
     client: bool,
     /// output format: yaml or json
-    #[argh(option, short = 'o', arg_name = "format")]
+    #[argh(option, short = 'o', arg_name = "form")]
     output: Option<String>,
 }
 
@@ -137,7 +137,7 @@ pub struct ResourcesFlags {
     #[argh(option)]
     categories: Vec<String>,
     /// output format: wide or name
-    #[argh(option, short = 'o', arg_name = "format")]
+    #[argh(option, short = 'o', arg_name = "form")]
     output: Option<String>,
     /// sort by name or kind
     #[argh(option)]

@@ -65,7 +65,7 @@ file_flags! {
         #[argh(option, arg_name = "client|server|none")]
         dry_run: Option<String>,
         /// output format: name
-        #[argh(option, short = 'o', arg_name = "format")]
+        #[argh(option, short = 'o', arg_name = "form")]
         output: Option<String>,
         /// ask before each deletion
         #[argh(switch, short = 'i')]

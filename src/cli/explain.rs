@@ -31,7 +31,7 @@ pub struct Flags {
     #[argh(option)]
     api_version: Option<String>,
     /// output format: plaintext
-    #[argh(option, short = 'o', arg_name = "format")]
+    #[argh(option, short = 'o', arg_name = "form")]
     output: Option<String>,
 }
 

@@ -722,7 +722,7 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
             ),
             verb!(
                 "reset",
-                "Take this board out of its cluster, without a trace",
+                "Take this board out of its cluster, and all of that off it",
                 "reset [--yes] [flags]",
                 reset::EXAMPLES,
                 reset::Flags,

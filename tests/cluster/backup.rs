@@ -95,12 +95,24 @@ fn a_cluster_is_what_it_was_and_its_pods_go_on() {
     fs::write(&broken, &whole[..whole.len() - 5]).unwrap();
     refused(&["--force", &broken], "is no whole backup");
     let mut damaged = whole.clone();
-    damaged[whole.len() / 2] ^= 1;
+    damaged[whole.len() / 2..][..64].iter_mut().for_each(|byte| *byte ^= 0xff);
     fs::write(&broken, damaged).unwrap();
     refused(&["--force", &broken], "is no whole backup");
     fs::write(&broken, "nonsense").unwrap();
     refused(&["--force", &broken], "is no whole backup");
     refused(&[&path("nosuch")], "No such file");
+
+    // One that was interrupted is repeated, as if it had not been.
+    for (number, moment) in ["0.002", "0.005", "0.01", "0.02", "0.04"].into_iter().enumerate() {
+        let root = path(&format!("fresh-{number}"));
+        let run = |program: &[&str]| Command::new(program[0]).args(&program[1..]).args(["--root", &root]).output().unwrap();
+        let _ = run(&["timeout", "-s", "KILL", moment, env!("CARGO_BIN_EXE_edgectl"), "restore", &backup]);
+        if !Path::new(&root).join("var/lib/edgectl/store.redb").exists() {
+            done(&run(&[env!("CARGO_BIN_EXE_edgectl"), "restore", &backup]));
+        }
+        let again = run(&[env!("CARGO_BIN_EXE_edgectl"), "backup", &path("again.tar.gz")]);
+        assert!(again.status.success(), "killed after {moment} s: {}", text(&again.stderr));
+    }
 
     // A board that has lost all that its master had; and then once more, over what is there.
     fs::remove_file(lab.root().join("var/lib/edgectl/store.redb")).unwrap();

@@ -170,7 +170,7 @@ impl Lexer<'_> {
                     self.emit(What::RawString);
                 }
                 '$' => self.name(What::Variable)?,
-                '.' if !self.peek().is_some_and(|c| c.is_ascii_digit()) => self.name(What::Field)?,
+                '.' if self.peek().is_some_and(|c| !c.is_ascii_digit()) => self.name(What::Field)?,
                 '.' | '+' | '-' | '0'..='9' => self.number()?,
                 c if is_alphanumeric(c) => self.word()?,
                 '(' => {
@@ -254,8 +254,22 @@ impl Lexer<'_> {
         self.peek().is_none_or(|c| SPACES.contains(&c) || matches!(c, '.' | ',' | '|' | ':' | ')' | '(')) || self.rest().starts_with("}}")
     }
 
+    /// A number, or a pair of them that is a complex one, which the parser refuses.
     fn number(&mut self) -> Result<(), String> {
         self.at = self.start;
+        let mut fits = self.digits();
+        if fits && self.peek().is_some_and(|c| matches!(c, '+' | '-')) {
+            fits = self.digits() && self.input[..self.at].ends_with('i');
+        }
+        if !fits {
+            return Err(format!("bad number syntax: {}", super::print::quoted(&self.input.as_bytes()[self.start..self.at])));
+        }
+        self.emit(What::Number);
+        Ok(())
+    }
+
+    /// Goes behind a number; whether that ends there.
+    fn digits(&mut self) -> bool {
         let take = |lexer: &mut Self, set: &str| {
             let one = lexer.peek().is_some_and(|c| set.contains(c));
             lexer.at += usize::from(one);
@@ -280,12 +294,14 @@ impl Lexer<'_> {
             take(self, "+-");
             while take(self, digits) {}
         }
-        if let Some(c) = self.peek().filter(|c| is_alphanumeric(*c)) {
-            self.at += c.len_utf8();
-            return Err(format!("bad number syntax: {}", super::print::quoted(&self.input.as_bytes()[self.start..self.at])));
+        if digits.len() == 23 && take(self, "pP") {
+            take(self, "+-");
+            while take(self, "0123456789_") {}
         }
-        self.emit(What::Number);
-        Ok(())
+        take(self, "i");
+        let more = self.peek().filter(|c| is_alphanumeric(*c));
+        self.at += more.map_or(0, char::len_utf8);
+        more.is_none()
     }
 }
 

@@ -75,7 +75,7 @@ mod tests {
             "data": {"tls.crt": "aGVsbG8=", "bad": "a!"},
         });
         match Template::parse(template).and_then(|template| template.render(&object)) {
-            Ok(bytes) => String::from_utf8(bytes).unwrap(),
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) => error.to_string(),
         }
     }
@@ -190,6 +190,89 @@ mod tests {
             ("{{nil}}", "1:2: executing \"output\" at <nil>: nil is not a command"),
         ] {
             assert_eq!(said(template), format!("template: output:{expected}"), "{template}");
+        }
+    }
+
+    /// Texts that are templates by half: whatever they are, there is an answer.
+    #[test]
+    fn no_text_breaks_it() {
+        const PARTS: &[&str] = &[
+            "{{",
+            "}}",
+            "{{- ",
+            " -}}",
+            " ",
+            "\n",
+            ".",
+            ".items",
+            ".data",
+            ".kind",
+            "$",
+            "$x",
+            ":=",
+            "=",
+            ",",
+            "|",
+            "(",
+            ")",
+            "if ",
+            "else ",
+            "end",
+            "range ",
+            "with ",
+            "define \"t\"",
+            "template \"t\" ",
+            "block \"b\" ",
+            "break",
+            "continue",
+            "nil",
+            "true",
+            "1",
+            "-1",
+            "9",
+            "1.5",
+            "0x1f",
+            "'a'",
+            "'\\n'",
+            "\"s\"",
+            "\"\\xff\"",
+            "`r`",
+            "\"",
+            "'",
+            "`",
+            "\\",
+            "/* c */",
+            "é",
+            "index ",
+            "slice ",
+            "len ",
+            "printf ",
+            "\"%5.2x|%q|%-9v|%U\" ",
+            "print ",
+            "html ",
+            "js ",
+            "urlquery ",
+            "eq ",
+            "lt ",
+            "and ",
+            "or ",
+            "not ",
+            "exists ",
+            "base64decode ",
+        ];
+        let mut seed = u64::from_ne_bytes(crate::base::id::random());
+        println!("seed {seed}");
+        let mut random = |below: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as usize % below
+        };
+        for _ in 0..20_000 {
+            let mut text = String::new();
+            for _ in 0..random(6) + 1 {
+                let inside: String = (0..random(6)).map(|_| PARTS[random(PARTS.len())]).collect();
+                text += &if random(4) == 0 { inside } else { format!("{{{{{inside}}}}}") };
+            }
+            said(&text);
         }
     }
 

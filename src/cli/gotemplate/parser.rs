@@ -510,6 +510,7 @@ impl Parser {
                 Some(Ok(text)) if text.chars().count() == 1 => {
                     Kind::Literal(Val::Int(text.chars().map(|c| i64::from(u32::from(c))).sum()), item.text)
                 }
+                Some(Ok(text)) if text.is_empty() => return self.fail("invalid syntax"),
                 Some(_) => return self.fail(format!("malformed character constant: {}", item.text)),
                 None => return self.fail("invalid syntax"),
             },
