@@ -19,6 +19,7 @@ use smol::{Async, Timer};
 use smol_hyper::rt::SmolTimer;
 
 use super::body::Body;
+use super::dial;
 use super::io::{self, Duplex, Local};
 use super::tls::ServerConfig;
 use crate::base::task;
@@ -67,8 +68,8 @@ pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, connec
         };
         let (tls, handler) = (tls.clone(), handler.clone());
         task::spawn(async move {
-            // Small answers go out at once; without it, one that is written in two pieces waits for the client's delayed ack.
-            let _ = stream.get_ref().set_nodelay(true);
+            // One that breaks just now is found to be broken below.
+            let _ = dial::tune(stream.get_ref());
             if let Err(error) = connection(stream, address, tls, handler).await {
                 log::debug!("connection of {address}: {error:#}");
             }
