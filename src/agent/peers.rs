@@ -24,9 +24,14 @@ pub async fn follow(node: Rc<Node>) {
     let mut known: BTreeMap<String, Peer> = BTreeMap::new();
     let mut done: Option<Vec<Peer>> = None;
     loop {
-        hear(&mut known, feed.next().await);
-        while let Some(event) = future::poll_once(feed.next()).await {
+        let mut next = Some(feed.next().await);
+        while let Some(event) = next {
+            // The master gave this node up while it could not be heard: it has to say anew how it is.
+            if is_doubted(&event, &node.facts.node_name) {
+                node.status_due.set(true);
+            }
             hear(&mut known, event);
+            next = future::poll_once(feed.next()).await;
         }
         let peers: Vec<Peer> = known.iter().filter(|(name, _)| **name != node.facts.node_name).map(|(_, peer)| *peer).collect();
         // Most of what nodes have to say is that they are well.
@@ -53,6 +58,20 @@ fn hear(known: &mut BTreeMap<String, Peer>, event: Event) {
     }
 }
 
+/// Whether the node of this name is said not to be well.
+fn is_doubted(event: &Event, name: &str) -> bool {
+    let nodes = match event {
+        Event::Relisted(nodes) => nodes.as_slice(),
+        Event::Added(node) | Event::Modified(node) => std::slice::from_ref(node),
+        Event::Deleted(_) => &[],
+    };
+    let is_well = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.into_iter().flatten().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    nodes.iter().any(|node| meta::name(node) == name && !is_well(node))
+}
+
 /// What the ledger keeps of a node.
 fn kept(node: &Value) -> Value {
     json!({
@@ -71,6 +90,16 @@ fn peer(node: &Value) -> Option<Peer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_hears_that_it_was_given_up() {
+        let node =
+            |name: &str, ready: &str| json!({"metadata": {"name": name}, "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        assert!(is_doubted(&Event::Modified(node("a", "Unknown")), "a"));
+        assert!(is_doubted(&Event::Relisted(vec![node("b", "True"), node("a", "Unknown")]), "a"));
+        assert!(!is_doubted(&Event::Relisted(vec![node("b", "Unknown"), node("a", "True")]), "a"));
+        assert!(!is_doubted(&Event::Deleted(node("a", "Unknown")), "a"));
+    }
 
     #[test]
     fn nodes_count_from_when_they_have_address_and_network() {
