@@ -7,6 +7,7 @@ pub mod nodes;
 pub mod pki;
 mod recorder;
 pub mod scheduler;
+mod settings;
 pub mod store;
 
 use std::fs;
@@ -21,6 +22,7 @@ use anyhow::Context;
 
 use nodes::Nodes;
 use pki::Pki;
+use settings::Settings;
 use store::{Objects, Store};
 
 pub const API_PORT: u16 = 6443;
@@ -43,6 +45,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     for folder in [&places.config, &places.state] {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     }
+    let settings = Settings::read(&places.config.join("master.yaml"))?;
     let pki = Rc::new(Pki::open(&places.pki()).context("open the certificate authority")?);
     let store = Store::open(Some(&places.store()))?;
     let objects = Objects::new(store, apiserver::admission::admit);
@@ -73,7 +76,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     api.set_ready();
     log::info!("master={name} ready address={address}:{API_PORT}");
     task::spawn(scheduler::run(objects.clone())).detach();
-    controllers::run(objects, pki).await;
+    controllers::run(objects, pki, settings.node_monitor_grace_period).await;
     Ok(())
 }
 

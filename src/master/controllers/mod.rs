@@ -34,8 +34,8 @@ use crate::api::schema::{self, Resource};
 use crate::base::time::Timestamp;
 
 /// Runs all controllers, for ever. They start with a full listing, so it may be stopped and started at any point. `pki` is the authority
-/// that signs for nodes; every namespace has its certificate.
-pub async fn run(objects: Objects, pki: Rc<Pki>) {
+/// that signs for nodes; every namespace has its certificate. A node may be silent for `node_grace`.
+pub async fn run(objects: Objects, pki: Rc<Pki>, node_grace: Duration) {
     let executor = LocalExecutor::new();
     let shared = Shared::new(objects, Timestamp::now);
     for (group, plural, component) in
@@ -50,7 +50,7 @@ pub async fn run(objects: Objects, pki: Rc<Pki>) {
     spawn(&executor, &namespace_defaults::Controller::new(&shared, pki.authority_pem().to_owned()));
     spawn(&executor, &pod_garbage::Controller::new(&shared));
     let recorder = shared.recorder(&executor, "node-controller");
-    spawn(&executor, &node::Controller::new(&shared, &recorder));
+    spawn(&executor, &node::Controller::new(&shared, &recorder, node_grace));
     spawn(&executor, &node_cidr::Controller::new(&shared, &recorder));
     spawn(&executor, &taint_eviction::Controller::new(&shared, &shared.recorder(&executor, "taint-eviction-controller")));
     spawn(&executor, &endpoints::Controller::new(&shared));

@@ -18,8 +18,6 @@ use crate::master::recorder::Recorder;
 use crate::master::store::Key;
 use crate::master::store::objects::Part;
 
-/// How long a node may be silent; kube-controller-manager `--node-monitor-grace-period`.
-const GRACE: Duration = Duration::from_secs(40);
 /// Namespace of the leases that nodes renew.
 const LEASES: &str = "kube-node-lease";
 
@@ -37,6 +35,8 @@ const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 pub struct Controller {
     shared: Rc<Shared>,
     recorder: Rc<Recorder>,
+    /// How long a node may be silent; kube-controller-manager `--node-monitor-grace-period`.
+    grace: Duration,
     nodes: &'static Resource,
     leases: &'static Resource,
     pods: &'static Resource,
@@ -48,8 +48,9 @@ pub struct Controller {
 }
 
 impl Controller {
-    pub fn new(shared: &Rc<Shared>, recorder: &Rc<Recorder>) -> Rc<Self> {
+    pub fn new(shared: &Rc<Shared>, recorder: &Rc<Recorder>, grace: Duration) -> Rc<Self> {
         let controller = Rc::new(Self {
+            grace,
             nodes: shared.resource("", "v1", "nodes"),
             leases: shared.resource("coordination.k8s.io", "v1", "leases"),
             pods: shared.resource("", "v1", "pods"),
@@ -146,7 +147,7 @@ impl Loop for Controller {
         let heard = *self.heard.borrow_mut().entry(name.name.clone()).or_insert(now);
         let silent = now.since(heard);
         let mut node = object.value();
-        if silent >= GRACE && condition(&node, "Ready") != "Unknown" {
+        if silent >= self.grace && condition(&node, "Ready") != "Unknown" {
             let silenced = objects.update(self.nodes, "", &name.name, Part::Status, false, |live| Ok(silence(live, now))).await?;
             node = silenced.value();
             log::warn!("node={name} is silent since {heard}");
@@ -169,7 +170,7 @@ impl Loop for Controller {
             log::info!("node={name} taints={}", taints.iter().filter_map(|taint| taint["key"].as_str()).collect::<Vec<_>>().join(","));
         }
         // A silent node is looked at again when it speaks.
-        Ok((silent < GRACE).then(|| GRACE - silent))
+        Ok((silent < self.grace).then(|| self.grace - silent))
     }
 }
 

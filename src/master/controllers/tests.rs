@@ -93,7 +93,7 @@ impl World {
             namespaces: namespace::Controller::new(&shared),
             defaults: namespace_defaults::Controller::new(&shared, "the CA".to_owned()),
             pod_garbage: pod_garbage::Controller::new(&shared),
-            nodes: node::Controller::new(&shared, &recorder),
+            nodes: node::Controller::new(&shared, &recorder, Duration::from_secs(40)),
             node_cidrs: node_cidr::Controller::new(&shared, &recorder),
             evictions: taint_eviction::Controller::new(&shared, &recorder),
             endpoints: endpoints::Controller::new(&shared),
@@ -937,7 +937,7 @@ fn the_running_loops_bring_a_deployment_up_and_take_it_away_again() {
             assert_eq!(world.names("serviceaccounts"), ["default"]);
         };
         let loops = async {
-            futures_util::join!(run(objects.clone(), pki()), crate::master::scheduler::run(objects.clone()));
+            futures_util::join!(run(objects.clone(), pki(), Duration::from_secs(40)), crate::master::scheduler::run(objects.clone()));
         };
         let late = async {
             smol::Timer::after(Duration::from_secs(30)).await;
