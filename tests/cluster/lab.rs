@@ -131,6 +131,37 @@ impl Lab {
         text(&output.stdout)
     }
 
+    /// The same of a program that may fail, on a node that may be off.
+    pub fn try_on_node(&self, number: u8, words: &[&str]) -> Option<String> {
+        let net = format!("--net=/proc/{}/ns/net", self.find_init_of(number)?);
+        let output = Command::new("nsenter").arg(net).args(words).output().unwrap();
+        output.status.success().then(|| text(&output.stdout))
+    }
+
+    /// The processes of one node.
+    fn processes_of(&self, number: u8) -> BTreeSet<i32> {
+        let group = format!("/edgectl-{}/{}", self.name, self.node_of(number));
+        let is_there = |pid: &i32| {
+            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.lines().any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
+        };
+        self.processes().into_iter().filter(is_there).collect()
+    }
+
+    /// Kills a daemon of a node; that it does not run just now is as well.
+    pub fn kill_daemon(&self, number: u8, role: &str) {
+        let own = self.processes_of(number);
+        for pid in self.daemons(role).into_iter().filter(|pid| own.contains(pid)) {
+            self.kill(pid);
+        }
+    }
+
+    /// How many shims run on a node, which is one a pod.
+    pub fn shims_of(&self, number: u8) -> usize {
+        let own = self.processes_of(number);
+        self.daemons("shim").iter().filter(|pid| own.contains(pid)).count()
+    }
+
     /// A file of the test's own.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -7,6 +7,7 @@ mod backup;
 mod crash;
 mod exec;
 mod failover;
+mod faults;
 mod join;
 mod lab;
 mod node;

@@ -19,7 +19,15 @@ pub fn cluster(topic: &str) -> Lab {
 
 /// A cluster of several nodes, with busybox on each.
 pub fn cluster_of(topic: &str, nodes: u8) -> Lab {
+    cluster_with(topic, nodes, "")
+}
+
+/// The same, with a master.yaml.
+pub fn cluster_with(topic: &str, nodes: u8, settings: &str) -> Lab {
     let lab = Lab::new(topic);
+    let config = lab.root().join("etc/edgectl");
+    std::fs::create_dir_all(&config).unwrap();
+    std::fs::write(config.join("master.yaml"), settings).unwrap();
     lab.ok(&["up", "--name", &lab.name, "--nodes", &nodes.to_string()]);
     let layouts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/test-images");
     let made = Command::new("tests/images/make").arg(&layouts).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
