@@ -2,7 +2,7 @@
 //! network, Service by Service, what each stands for. What it has heard stays true while the master is away. It decides no
 //! address, and touches no rule itself.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::rc::Rc;
@@ -18,9 +18,9 @@ use super::ledger::{self, Followed};
 use crate::api::meta;
 use crate::api::services::{Endpoint, EndpointSlice, Service};
 use crate::client::cache::Event;
-use crate::network::Protocol;
 use crate::network::dns::{self, Target, Upstream};
 use crate::network::services::{Backend, ServicePort};
+use crate::network::{Cidr, Protocol};
 use crate::wire::dial::Dialer;
 
 /// Where every pod finds the name server.
@@ -251,7 +251,11 @@ fn ports(service: &Service, slices: &[&EndpointSlice], node_name: &str) -> Vec<S
         return Vec::new();
     }
     let ingress = service.status.load_balancer.ingress.iter().filter(|_| spec.kind == "LoadBalancer").map(|ingress| &ingress.ip);
-    let mut external: Vec<Ipv4Addr> = spec.external_ips.iter().chain(ingress).filter_map(|text| text.parse().ok()).collect();
+    let balanced: Vec<Ipv4Addr> = ingress.filter_map(|text| text.parse().ok()).collect();
+    let networks: Vec<Cidr> = spec.load_balancer_source_ranges.iter().filter_map(|text| text.trim().parse().ok()).collect();
+    let is_restricted = !spec.load_balancer_source_ranges.is_empty();
+    let sources: BTreeMap<_, _> = balanced.iter().filter(|_| is_restricted).map(|address| (*address, networks.clone())).collect();
+    let mut external: Vec<Ipv4Addr> = spec.external_ips.iter().filter_map(|text| text.parse().ok()).chain(balanced).collect();
     external.sort_unstable();
     external.dedup();
     let keeps_source = spec.external_traffic_policy == "Local";
@@ -265,6 +269,7 @@ fn ports(service: &Service, slices: &[&EndpointSlice], node_name: &str) -> Vec<S
             port: number(port.port)?,
             address: own,
             external_addresses: external.clone(),
+            sources: sources.clone(),
             node_port: number(port.node_port),
             backends: behind(spec.internal_traffic_policy == "Local"),
             external_backends: behind(keeps_source),

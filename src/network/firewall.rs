@@ -15,12 +15,16 @@ use super::{Cidr, NodeConfig};
 pub(super) const TABLE: &str = "edgectl";
 
 /// From a node's address, protocol and port to a pod's address and port. The address 0.0.0.0 stands for all of the node's.
-const HOST_PORTS: Set =
-    Set { name: "host-ports", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
+const HOST_PORTS: Set = Set {
+    name: "host-ports",
+    key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE],
+    value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE],
+    has_ranges: false,
+};
 
 /// A pod that speaks to itself by a port of the node or by a Service: it would drop a packet that comes from its own address.
 /// All that this node may ever have are in it, so that no pod's coming and going changes it.
-const HAIRPINS: Set = Set { name: "hairpins", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[] };
+const HAIRPINS: Set = Set { name: "hairpins", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[], has_ranges: false };
 
 const SETS: [Set; 2] = [HOST_PORTS, HAIRPINS];
 

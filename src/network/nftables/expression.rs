@@ -84,6 +84,11 @@ pub enum Expression<'a> {
         key: Register,
         value: Option<Register>,
     },
+    /// The rule goes on only if the set does not hold the key that begins at `key`.
+    Miss {
+        set: &'a str,
+        key: Register,
+    },
     /// The rule goes on only if the verdict map holds the key that begins at `key`; what stands there is done.
     Decide {
         map: &'a str,
@@ -153,6 +158,8 @@ const COMPARE_DATA: u16 = 3;
 const LOOKUP_SET: u16 = 1;
 const LOOKUP_SOURCE: u16 = 2;
 const LOOKUP_DESTINATION: u16 = 3;
+const LOOKUP_FLAGS: u16 = 5;
+const LOOKUP_INVERTED: u32 = 1;
 const NAT_TYPE: u16 = 1;
 const NAT_FAMILY: u16 = 2;
 const NAT_ADDRESS: u16 = 3;
@@ -180,7 +187,7 @@ impl Expression<'_> {
             Self::Jump(_) | Self::Accept | Self::Return | Self::Drop => "immediate",
             Self::And { .. } | Self::Or { .. } => "bitwise",
             Self::Equal { .. } | Self::NotEqual { .. } | Self::AtLeast { .. } | Self::AtMost { .. } => "cmp",
-            Self::LookUp { .. } | Self::Decide { .. } => "lookup",
+            Self::LookUp { .. } | Self::Miss { .. } | Self::Decide { .. } => "lookup",
             Self::DestinationNat { .. } => "nat",
             Self::Masquerade => "masq",
             Self::Reset | Self::PortUnreachable => "reject",
@@ -239,6 +246,11 @@ impl Expression<'_> {
                 if let Some(value) = value {
                     at.be32(LOOKUP_DESTINATION, value.number());
                 }
+            }
+            Self::Miss { set, key } => {
+                at.string(LOOKUP_SET, set);
+                at.be32(LOOKUP_SOURCE, key.number());
+                at.be32(LOOKUP_FLAGS, LOOKUP_INVERTED);
             }
             Self::Decide { map, key } => {
                 at.string(LOOKUP_SET, map);

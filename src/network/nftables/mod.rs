@@ -42,10 +42,21 @@ pub const TYPE_MARK: u32 = 19;
 pub const TYPE_VERDICT: u32 = 1;
 /// What the kernel calls that type: NFT_DATA_VERDICT.
 const KERNEL_TYPE_VERDICT: u32 = 0xffff_ff00;
+/// NFT_SET_CONCAT, which libc lacks: ranges in each part of a concatenation, since Linux 5.6.
+const SET_CONCAT: u32 = 0x80;
 
 /// A concatenation of data types: its number for nft, and its length, four bytes for each part.
 fn concatenation(types: &[u32]) -> (u32, u32) {
     (types.iter().fold(0, |all, one| all << 6 | one), types.len() as u32 * 4)
+}
+
+/// How many bytes of a part of a concatenation are its own.
+fn own_bytes(data_type: u32) -> u32 {
+    match data_type {
+        TYPE_INET_PROTO => 1,
+        TYPE_INET_SERVICE => 2,
+        _ => 4,
+    }
 }
 
 /// A point in the packet's way at which a chain is called. Priorities as nft(8) names them.
@@ -65,6 +76,8 @@ pub struct Set<'a> {
     pub key: &'static [u32],
     /// Empty for a set.
     pub value: &'static [u32],
+    /// An element is all keys from one to another, part by part; both stand in its key, one behind the other.
+    pub has_ranges: bool,
 }
 
 /// One element: the bytes of the key's parts and of the value's, each part filled up to four bytes. In a set it has no value,
@@ -183,6 +196,16 @@ impl Transaction {
                 at.be32(attribute::SET_DATA_TYPE, value_type);
                 at.be32(attribute::SET_DATA_BYTES, value_bytes);
             }
+            if set.has_ranges {
+                at.be32(attribute::SET_FLAGS, libc::NFT_SET_INTERVAL as u32 | SET_CONCAT);
+                at.nested(attribute::SET_DESCRIPTION, |at| {
+                    at.nested(attribute::DESCRIPTION_CONCATENATION, |at| {
+                        for part in set.key {
+                            at.nested(attribute::LIST_ELEMENT, |at| at.be32(attribute::FIELD_BYTES, own_bytes(*part)));
+                        }
+                    });
+                });
+            }
             at.be32(attribute::SET_ID, id);
         });
     }
@@ -206,7 +229,11 @@ impl Transaction {
                 at.nested(attribute::ELEMENTS_LIST, |at| {
                     for element in chunk {
                         at.nested(attribute::LIST_ELEMENT, |at| {
-                            at.nested(attribute::ELEMENT_KEY, |at| at.bytes(attribute::DATA_VALUE, &element.key));
+                            let (key, end) = element.key.split_at(if set.has_ranges { element.key.len() / 2 } else { element.key.len() });
+                            at.nested(attribute::ELEMENT_KEY, |at| at.bytes(attribute::DATA_VALUE, key));
+                            if set.has_ranges {
+                                at.nested(attribute::ELEMENT_KEY_END, |at| at.bytes(attribute::DATA_VALUE, end));
+                            }
                             if set.value == [TYPE_VERDICT] {
                                 let chain = String::from_utf8_lossy(&element.value);
                                 at.nested(attribute::ELEMENT_DATA, |at| expression::write_verdict(at, libc::NFT_GOTO, Some(&chain)));

@@ -81,7 +81,8 @@ fn elements(connection: &Connection, table: &str, set: &str) -> io::Result<BTree
         let list = attribute::find(message.body, attribute::ELEMENTS_LIST).unwrap_or_default();
         for (_, element) in attribute::read(list) {
             let value = part(element, attribute::ELEMENT_DATA).unwrap_or_default();
-            elements.extend(part(element, attribute::ELEMENT_KEY).map(|key| Element { key, value }));
+            let end = part(element, attribute::ELEMENT_KEY_END).unwrap_or_default();
+            elements.extend(part(element, attribute::ELEMENT_KEY).map(|key| Element { key: [key, end].concat(), value }));
         }
     }
     Ok(elements)

@@ -21,10 +21,10 @@ pub const INGRESS: (&str, Hook) = ("ingress", Hook { kind: "filter", number: lib
 /// From an isolated pod's address to the chain of what it may.
 const ISOLATED_KEY: [u32; 1] = [TYPE_IPV4_ADDR];
 const TO_CHAIN: [u32; 1] = [TYPE_VERDICT];
-const EGRESS_PODS: Set = Set { name: "egress-pods", key: &ISOLATED_KEY, value: &TO_CHAIN };
-const INGRESS_PODS: Set = Set { name: "ingress-pods", key: &ISOLATED_KEY, value: &TO_CHAIN };
+const EGRESS_PODS: Set = Set { name: "egress-pods", key: &ISOLATED_KEY, value: &TO_CHAIN, has_ranges: false };
+const INGRESS_PODS: Set = Set { name: "ingress-pods", key: &ISOLATED_KEY, value: &TO_CHAIN, has_ranges: false };
 /// A pod that has come to itself by a Service: it is never shut out from itself.
-const SELVES: Set = Set { name: "selves", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[] };
+const SELVES: Set = Set { name: "selves", key: &[TYPE_IPV4_ADDR, TYPE_IPV4_ADDR], value: &[], has_ranges: false };
 const BASE_SETS: [Set; 3] = [EGRESS_PODS, INGRESS_PODS, SELVES];
 
 const GROUP_KEY: &[u32] = &[TYPE_IPV4_ADDR];
@@ -295,7 +295,7 @@ impl Ruleset {
 /// A set by its name, which says of what kind it is.
 pub fn set(name: &str) -> Set<'_> {
     let base = BASE_SETS.into_iter().find(|set| set.name == name);
-    base.unwrap_or(Set { name, key: if name.starts_with("sockets-") { SOCKETS_KEY } else { GROUP_KEY }, value: &[] })
+    base.unwrap_or(Set { name, key: if name.starts_with("sockets-") { SOCKETS_KEY } else { GROUP_KEY }, value: &[], has_ranges: false })
 }
 
 fn socket_key(address: Ipv4Addr, protocol: Protocol, port: u16) -> Vec<u8> {

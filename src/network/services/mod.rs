@@ -36,6 +36,8 @@ pub struct ServicePort {
     pub address: Ipv4Addr,
     /// Its other addresses, by which it is reached from outside: `externalIPs` and those of a load balancer.
     pub external_addresses: Vec<Ipv4Addr>,
+    /// Of these, the ones by which only some networks may come.
+    pub sources: BTreeMap<Ipv4Addr, Vec<Cidr>>,
     /// The port of every node's own addresses.
     pub node_port: Option<u16>,
     /// Behind the own address.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::Cidr;
 use super::super::conntrack::Stale;
 use super::super::nftables::{Element, Observed};
 use super::rules::{self, BACKENDS_MAX, Front, Kind, SETS};
@@ -17,6 +18,8 @@ struct Entrance<'a> {
     backends: &'a [Backend],
     by_client: bool,
     masquerades: bool,
+    /// Who may come in; `None` for everyone.
+    sources: Option<&'a [Cidr]>,
 }
 
 impl ServicePort {
@@ -26,12 +29,17 @@ impl ServicePort {
             backends: &self.backends[..self.backends.len().min(BACKENDS_MAX)],
             by_client: self.affinity_seconds.is_some(),
             masquerades: false,
+            sources: None,
         });
         own.into_iter().chain(self.outside_fronts().map(|front| Entrance {
             front,
             backends: &self.external_backends[..self.external_backends.len().min(BACKENDS_MAX)],
             by_client: self.affinity_seconds.is_some(),
             masquerades: !self.keeps_source,
+            sources: match front {
+                Front::Address(address, ..) => self.sources.get(&address).map(Vec::as_slice),
+                Front::NodePort(..) => None,
+            },
         }))
     }
 
@@ -69,6 +77,9 @@ impl Elements {
                 continue;
             }
             self.by_key.insert(front.key(), kind.chain().into_bytes());
+            if let Some(networks) = entrance.sources {
+                self.by_key.extend(rules::restriction(front, networks).map(|key| (key, Vec::new())));
+            }
             for (index, backend) in entrance.backends.iter().enumerate() {
                 self.by_key.insert(front.backend_key(index as u32), rules::backend_value(*backend));
             }
@@ -177,15 +188,23 @@ impl Plan {
         let mut steps = Vec::new();
         steps.extend(users.0.keys().filter(|kind| !present.0.contains_key(kind)).map(|kind| Step::CreateKind(*kind)));
         let element = |(key, value): (&Key, &Vec<u8>)| Element { key: key.1.clone(), value: value.clone() };
+        let gone = |has_ranges: bool| -> Vec<_> {
+            let gone = before.by_key.iter().filter(|(key, _)| !after.by_key.contains_key(key)).rev();
+            gone.filter(|(key, _)| SETS[key.0].has_ranges == has_ranges).collect()
+        };
+        let delete = |steps: &mut Vec<Step>, gone: Vec<(&Key, &Vec<u8>)>| {
+            for chunk in gone.chunk_by(|one, next| one.0.0 == next.0.0).flat_map(|rank| rank.chunks(ELEMENTS_PER_STEP)) {
+                steps.push(Step::Delete { rank: chunk[0].0.0, elements: chunk.iter().copied().map(element).collect() });
+            }
+        };
+        // The kernel takes no range beside another one that it overlaps.
+        delete(&mut steps, gone(true));
         let put: Vec<_> = after.by_key.iter().filter(|(key, value)| before.by_key.get(key) != Some(value)).collect();
         for chunk in put.chunk_by(|one, next| one.0.0 == next.0.0).flat_map(|rank| rank.chunks(ELEMENTS_PER_STEP)) {
             let replaced = chunk.iter().filter_map(|(key, _)| before.by_key.get_key_value(*key)).map(element).collect();
             steps.push(Step::Put { rank: chunk[0].0.0, replaced, with: chunk.iter().copied().map(element).collect() });
         }
-        let gone: Vec<_> = before.by_key.iter().filter(|(key, _)| !after.by_key.contains_key(key)).rev().collect();
-        for chunk in gone.chunk_by(|one, next| one.0.0 == next.0.0).flat_map(|rank| rank.chunks(ELEMENTS_PER_STEP)) {
-            steps.push(Step::Delete { rank: chunk[0].0.0, elements: chunk.iter().copied().map(element).collect() });
-        }
+        delete(&mut steps, gone(false));
         steps.extend(present.0.keys().filter(|kind| !users.0.contains_key(kind)).map(|kind| Step::DeleteKind(*kind)));
         Self { rebuild: false, steps, users, stale: before.stale(&after), conflicts: after.conflicts }
     }
@@ -206,6 +225,7 @@ mod tests {
             node_port: None,
             backends: (0..backends).map(|last| Backend { address: [10, 244, 0, last].into(), port: 8080 }).collect(),
             external_backends: vec![],
+            sources: BTreeMap::new(),
             keeps_source: false,
             affinity_seconds: None,
         }
@@ -241,6 +261,30 @@ mod tests {
         assert_eq!(steps(&[service(2)], &[]), ["delete services 1", "delete backends 2", "delete services-2"]);
         assert_eq!(steps(&[service(2)], &[service(2)]), [""; 0]);
         assert_eq!(steps(&[service(0)], &[service(0)]), [""; 0]);
+    }
+
+    #[test]
+    fn who_may_come_by_an_address_is_there_before_the_address() {
+        let of = |networks: &[&str]| {
+            let external = "198.51.100.7".parse().unwrap();
+            let networks = networks.iter().map(|network| network.parse().unwrap()).collect();
+            let backends = service(1).backends;
+            ServicePort {
+                external_addresses: vec![external],
+                external_backends: backends,
+                sources: [(external, networks)].into(),
+                ..service(0)
+            }
+        };
+        let created = [
+            "create services-1-masquerade",
+            "put backends 1 for 0",
+            "put sources 1 for 0",
+            "put restricted 1 for 0",
+            "put services 1 for 0",
+        ];
+        assert_eq!(steps(&[], &[of(&["192.0.2.0/24", "192.0.2.8/30"])]), created);
+        assert_eq!(steps(&[of(&["192.0.2.0/24"])], &[of(&["192.0.2.0/25"])]), ["delete sources 1", "put sources 1 for 0"]);
     }
 
     #[test]

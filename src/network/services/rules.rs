@@ -21,21 +21,35 @@ const BACKENDS: Set = Set {
     name: "backends",
     key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_MARK],
     value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE],
+    has_ranges: false,
 };
 /// The same for a port of the node's own addresses.
-const NODE_PORT_BACKENDS: Set =
-    Set { name: "node-port-backends", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_MARK], value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE] };
+const NODE_PORT_BACKENDS: Set = Set {
+    name: "node-port-backends",
+    key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_MARK],
+    value: &[TYPE_IPV4_ADDR, TYPE_INET_SERVICE],
+    has_ranges: false,
+};
+/// Addresses that only some may come by,
+const RESTRICTED: Set =
+    Set { name: "restricted", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[], has_ranges: false };
+/// and from where.
+const SOURCES: Set =
+    Set { name: "sources", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR], value: &[], has_ranges: true };
 /// From an address of a Service to the chain of its kind.
-const SERVICES: Set = Set { name: "services", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT] };
+const SERVICES: Set =
+    Set { name: "services", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT], has_ranges: false };
 /// From a port of the node's own addresses to the chain of its kind.
-const NODE_PORTS: Set = Set { name: "node-ports", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT] };
+const NODE_PORTS: Set = Set { name: "node-ports", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT], has_ranges: false };
 
 /// In the order in which they are written: what is written first is not led to yet.
-pub const SETS: [Set; 4] = [BACKENDS, NODE_PORT_BACKENDS, SERVICES, NODE_PORTS];
+pub const SETS: [Set; 6] = [BACKENDS, NODE_PORT_BACKENDS, SOURCES, RESTRICTED, SERVICES, NODE_PORTS];
 const BACKENDS_RANK: usize = 0;
 const NODE_PORT_BACKENDS_RANK: usize = 1;
-const SERVICES_RANK: usize = 2;
-const NODE_PORTS_RANK: usize = 3;
+const SOURCES_RANK: usize = 2;
+const RESTRICTED_RANK: usize = 3;
+const SERVICES_RANK: usize = 4;
+const NODE_PORTS_RANK: usize = 5;
 
 pub fn leads_to_chains(rank: usize) -> bool {
     rank >= SERVICES_RANK
@@ -90,6 +104,20 @@ impl Front {
     }
 }
 
+/// That only these networks may come by an address. Of networks that lie in each other the kernel takes the outer one alone.
+pub fn restriction(front: Front, networks: &[Cidr]) -> impl Iterator<Item = Key> {
+    let (_, key) = front.key();
+    let is_inner = |network: &&Cidr| networks.iter().any(|other| other.prefix() < network.prefix() && other.contains(network.address()));
+    let outer = networks.iter().filter(move |network| !is_inner(network)).map({
+        let key = key.clone();
+        move |network| {
+            let last = Ipv4Addr::from(u32::from(network.address()) | !u32::from(network.mask()));
+            (SOURCES_RANK, [key.as_slice(), &network.address().octets(), &key, &last.octets()].concat())
+        }
+    });
+    outer.chain([(RESTRICTED_RANK, key)])
+}
+
 impl fmt::Display for Front {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
@@ -102,7 +130,7 @@ impl fmt::Display for Front {
 /// Where datagrams that come by this key are sent; nothing for other protocols.
 pub fn datagram_front(rank: usize, key: &[u8]) -> Option<conntrack::Front> {
     let (address, rest) = match rank {
-        BACKENDS_RANK | SERVICES_RANK => (Some(Ipv4Addr::from(*key.first_chunk::<4>()?)), &key[4..]),
+        BACKENDS_RANK | SOURCES_RANK | RESTRICTED_RANK | SERVICES_RANK => (Some(Ipv4Addr::from(*key.first_chunk::<4>()?)), &key[4..]),
         _ => (None, key),
     };
     match rest {
@@ -243,6 +271,16 @@ fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'
         rule.push(Expression::Decide { map: NODE_PORTS.name, key: Register(0) });
         rule
     };
+    let restricted = || {
+        let mut rule = load_service().to_vec();
+        rule.extend([
+            Expression::LookUp { set: RESTRICTED.name, key: Register(0), value: None },
+            Expression::LoadNetworkHeader { offset: SOURCE_OFFSET, length: 4, into: Register(3) },
+            Expression::Miss { set: SOURCES.name, key: Register(0) },
+            Expression::Drop,
+        ]);
+        rule
+    };
     let not_served = || {
         vec![
             Expression::LoadNetworkHeader { offset: DESTINATION_OFFSET, length: 4, into: Register(0) },
@@ -269,10 +307,13 @@ fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'
         Expression::Reset,
     ];
     let (to_address, to_node_port) = ("addresses of Services".to_owned(), "node ports".to_owned());
+    let by_others = "by whom it may not be reached".to_owned();
     let nobody = format!("no Service of {service_cidr}");
     vec![
+        (PREROUTING.0, by_others.clone(), restricted()),
         (PREROUTING.0, to_address.clone(), addresses()),
         (PREROUTING.0, to_node_port.clone(), node_ports()),
+        (OUTPUT.0, by_others, restricted()),
         (OUTPUT.0, to_address, addresses()),
         (OUTPUT.0, to_node_port, node_ports()),
         (POSTROUTING.0, "by this node's address".to_owned(), masquerade),

@@ -215,6 +215,7 @@ fn a_service_is_judged_by_its_pod_and_the_true_client() {
         port: 80,
         address: SERVICE.parse().unwrap(),
         external_addresses: vec![],
+        sources: [].into(),
         node_port: Some(30080),
         backends: vec![Backend { address: node.addresses[0], port: 8080 }],
         external_backends: vec![Backend { address: node.addresses[0], port: 8080 }],

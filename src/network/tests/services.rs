@@ -60,6 +60,7 @@ fn service(address: &str, port: u16, backends: Vec<Backend>) -> ServicePort {
         port,
         address: address.parse().unwrap(),
         external_addresses: vec![],
+        sources: [].into(),
         node_port: None,
         external_backends: backends.clone(),
         backends,
@@ -216,6 +217,49 @@ fn a_service_is_reached_from_outside() {
     for (address, port) in [("192.0.2.1", 30080), (EXTERNAL_ADDRESS, 80)] {
         assert_eq!(cluster.outside.fetch(address, port).unwrap_err().kind(), ErrorKind::TimedOut);
     }
+    cluster.network.set_service("shop/web", vec![]);
+    smol::block_on(cluster.network.apply_services()).unwrap();
+    assert_eq!(count("edgectl-services"), 0, "{}", rules());
+}
+
+#[test]
+fn an_address_is_reached_by_the_networks_that_it_lets_in() {
+    let cluster = Cluster::new();
+    let external: Ipv4Addr = EXTERNAL_ADDRESS.parse().unwrap();
+    let restricted = |networks: &[&str]| {
+        let networks: Vec<Cidr> = networks.iter().map(|network| network.parse().unwrap()).collect();
+        move |port: &mut ServicePort| {
+            port.node_port = Some(30080);
+            port.external_addresses = vec![external];
+            port.sources = [(external, networks)].into();
+        }
+    };
+    let check = |networks: &[&str], is_let_in: bool, pod_is_let_in: bool| {
+        cluster.set(restricted(networks));
+        for (pod, expected) in [(&cluster.outside, is_let_in), (&cluster.client, pod_is_let_in)] {
+            match pod.fetch(EXTERNAL_ADDRESS, 80) {
+                Ok(_) => assert!(expected, "{networks:?}\n{}", rules()),
+                Err(error) => assert!(!expected && error.kind() == ErrorKind::TimedOut, "{networks:?}: {error}\n{}", rules()),
+            }
+            // Other ways are open.
+            pod.fetch("192.0.2.1", 30080).unwrap();
+        }
+    };
+    check(&["192.0.2.0/30"], true, false);
+    check(&["192.0.2.2/32", "10.244.0.0/16", "10.244.3.0/24"], true, true);
+    check(&["192.0.2.3/32", "192.0.2.0/31", "198.51.100.0/24"], false, false);
+    check(&[], false, false);
+    check(&["0.0.0.0/0", "192.0.2.0/24"], true, true);
+    // Nothing is written that is there.
+    let before = (rules(), generation());
+    let started = cluster._lab.network();
+    let mut port = service(ADDRESS, 80, cluster.backends.clone());
+    restricted(&["0.0.0.0/0"])(&mut port);
+    started.set_service("shop/web", vec![port]);
+    smol::block_on(started.apply_services()).unwrap();
+    assert_eq!((rules(), generation()), before);
+    cluster.set(|port| port.external_addresses = vec![external]);
+    cluster.outside.fetch(EXTERNAL_ADDRESS, 80).unwrap();
     cluster.network.set_service("shop/web", vec![]);
     smol::block_on(cluster.network.apply_services()).unwrap();
     assert_eq!(count("edgectl-services"), 0, "{}", rules());
