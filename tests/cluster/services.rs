@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -200,5 +200,85 @@ fn a_service_leads_to_its_replicas_wherever_it_is_asked() {
     lab.ok(&["delete", "-f", &file.to_string_lossy()]);
     wait_until("nothing of the Services is left in the node's rules", || elements(&lab) == before);
     is_refused_at_once(|| fetch_on_node(&lab, &urls[0]));
+    lab.end();
+}
+
+const BALANCED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: balanced}
+spec:
+  type: LoadBalancer
+  allocateLoadBalancerNodePorts: false
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"#;
+
+/// Somebody in a network of their own, which the node routes for.
+struct Outside(std::process::Child);
+
+impl Outside {
+    fn new(lab: &Lab) -> Self {
+        let mut process = Command::new("unshare").args(["-n", "sh", "-c", "echo; exec sleep 600"]).stdout(Stdio::piped()).spawn().unwrap();
+        // The namespace is there once the shell in it speaks.
+        std::io::Read::read_exact(process.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let outside = Self(process);
+        let pid = outside.0.id().to_string();
+        lab.on_node(1, &["ip", "link", "add", "out0", "type", "veth", "peer", "name", "eth0", "netns", &pid]);
+        lab.on_node(1, &["ip", "address", "add", "192.0.2.1/24", "dev", "out0"]);
+        lab.on_node(1, &["ip", "link", "set", "out0", "up"]);
+        for words in ["address add 192.0.2.2/24 dev eth0", "link set eth0 up", "route add default via 192.0.2.1"] {
+            let made = outside.run(&[&["ip"], words.split(' ').collect::<Vec<_>>().as_slice()].concat());
+            assert!(made.status.success(), "{words}: {}", text(&made.stderr));
+        }
+        outside
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        Command::new("nsenter").args(["-t", &self.0.id().to_string(), "-n"]).args(words).output().unwrap()
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_balanced_service_is_reached_at_its_nodes_address() {
+    let lab = cluster("balanced");
+    let file = lab.file("manifest.yaml");
+    fs::write(&file, format!("{MANIFEST}---{BALANCED}")).unwrap();
+    lab.ok(&["apply", "-f", &file.to_string_lossy()]);
+    wait_until("two replicas are ready", || replicas(&lab).len() == 2);
+    let node = get(&lab, &["nodes"])["items"][0]["status"]["addresses"][0]["address"].as_str().unwrap().to_owned();
+    let shown = |column: usize| lab.ok(&["get", "service", "balanced", "--no-headers"]).split_whitespace().nth(column).unwrap().to_owned();
+    wait_until("it has its address", || shown(3) == node);
+    assert_eq!(shown(4), "80/TCP", "no node port, as it asks for none");
+    let outside = Outside::new(&lab);
+    let url = format!("http://{node}");
+    let from_outside = || outside.run(&[FETCH.as_slice(), &[&url]].concat());
+    wait_until("it is reached from outside", || from_outside().status.success());
+    assert_eq!(answers(from_outside), replicas(&lab));
+    assert_eq!(answers(|| fetch_on_node(&lab, &url)), replicas(&lab));
+    let events = get(&lab, &["events"]);
+    let reasons: BTreeSet<&str> = events["items"].as_array().unwrap().iter().filter_map(|event| event["reason"].as_str()).collect();
+    assert!(reasons.contains("EnsuringLoadBalancer") && reasons.contains("EnsuredLoadBalancer"), "{reasons:?}");
+
+    let patch = |patch: &str| lab.ok(&["patch", "service", "balanced", "-p", patch]);
+    patch(r#"{"spec": {"loadBalancerSourceRanges": ["192.0.2.64/26"]}}"#);
+    wait_until("it is shut for others", || !from_outside().status.success());
+    patch(r#"{"spec": {"loadBalancerSourceRanges": ["192.0.2.0/26"]}}"#);
+    wait_until("it is open again", || from_outside().status.success());
+    lab.ok(&["label", "node", &lab.node(), "node.kubernetes.io/exclude-from-external-load-balancers="]);
+    wait_until("an excluded node is no address", || shown(3) == "<pending>");
+    wait_until("it is served there no more", || text(&from_outside().stderr).contains("Connection refused"));
+    lab.ok(&["label", "node", &lab.node(), "node.kubernetes.io/exclude-from-external-load-balancers-"]);
+    wait_until("it has its address again", || shown(3) == node);
+    patch(r#"{"spec": {"type": "ClusterIP", "loadBalancerSourceRanges": null}}"#);
+    wait_until("it has no address any more", || shown(3) == "<none>");
+    wait_until("nothing is left of it", || text(&from_outside().stderr).contains("Connection refused"));
     lab.end();
 }
