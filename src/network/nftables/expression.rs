@@ -40,14 +40,16 @@ pub enum Expression<'a> {
     /// The packet's mark, in the machine's own order.
     LoadMark(Register),
     SetMark(Register),
-    /// A number from 0 to below `below`, at random, in the machine's own order.
+    /// A number from 0 to below `below`, at random, and `first` more, in the machine's own order.
     LoadRandom {
+        first: u32,
         below: u32,
         into: Register,
     },
-    /// A number from 0 to below `below` that follows from the four bytes in `from`, in the machine's own order.
+    /// A number from 0 to below `below` that follows from the four bytes in `from`, and `first` more, in the machine's own order.
     LoadHash {
         from: Register,
+        first: u32,
         below: u32,
         into: Register,
     },
@@ -122,11 +124,13 @@ const CONNECTION_KEY: u16 = 2;
 const NUMGEN_DESTINATION: u16 = 1;
 const NUMGEN_MODULUS: u16 = 2;
 const NUMGEN_KIND: u16 = 3;
+const NUMGEN_OFFSET: u16 = 4;
 const HASH_SOURCE: u16 = 1;
 const HASH_DESTINATION: u16 = 2;
 const HASH_BYTES: u16 = 3;
 const HASH_MODULUS: u16 = 4;
 const HASH_SEED: u16 = 5;
+const HASH_OFFSET: u16 = 6;
 const HASH_KIND: u16 = 7;
 /// NFT_HASH_JENKINS
 const HASH_KIND_JENKINS: u32 = 0;
@@ -210,17 +214,19 @@ impl Expression<'_> {
             }
             Self::LoadConnectionDirection(into) => write_connection(at, libc::NFT_CT_DIRECTION, *into),
             Self::LoadConnectionState(into) => write_connection(at, libc::NFT_CT_STATE, *into),
-            Self::LoadRandom { below, into } => {
+            Self::LoadRandom { first, below, into } => {
                 at.be32(NUMGEN_DESTINATION, into.number());
                 at.be32(NUMGEN_MODULUS, *below);
                 at.be32(NUMGEN_KIND, libc::NFT_NG_RANDOM as u32);
+                at.be32(NUMGEN_OFFSET, *first);
             }
-            Self::LoadHash { from, below, into } => {
+            Self::LoadHash { from, first, below, into } => {
                 at.be32(HASH_SOURCE, from.number());
                 at.be32(HASH_DESTINATION, into.number());
                 at.be32(HASH_BYTES, 4);
                 at.be32(HASH_MODULUS, *below);
                 at.be32(HASH_SEED, SEED);
+                at.be32(HASH_OFFSET, *first);
                 at.be32(HASH_KIND, HASH_KIND_JENKINS);
             }
             Self::LoadNetworkHeader { offset, length, into } => {

@@ -44,7 +44,8 @@ pub struct ServicePort {
     pub backends: Vec<Backend>,
     /// Behind the other addresses and the node port.
     pub external_backends: Vec<Backend>,
-    /// Connections from outside keep their source address: their backends are all on this node.
+    /// Connections from outside keep their source address: their backends are all on this node. Who is on this node himself, a pod
+    /// or the node, has the backends of the own address instead.
     pub keeps_source: bool,
     /// For how long a client comes to the same backend again, in seconds. Here it does for as long as the backends are the
     /// same ones, however long that is: its address alone says which, and nothing is kept of it.
@@ -55,6 +56,14 @@ pub struct ServicePort {
 pub struct Backend {
     pub address: Ipv4Addr,
     pub port: u16,
+}
+
+/// Which addresses are meant where rules name no Service.
+#[derive(Clone, Copy, Debug)]
+pub struct Networks {
+    pub services: Cidr,
+    /// Of this node's pods.
+    pub pods: Cidr,
 }
 
 /// What is to be changed with the next `apply_services`, by `namespace/name`; a Service without ports is to go.
@@ -96,7 +105,7 @@ impl Services {
 
     /// Writes what is pending, and whatever else is not as it should be; answers the generations of the ruleset
     /// before and after, and how many bytes that took. Blocks; see [`Transaction::commit`].
-    pub fn apply(&mut self, connection: &Connection, service_cidr: Cidr) -> Result<(u32, u32, usize)> {
+    pub fn apply(&mut self, connection: &Connection, networks: Networks) -> Result<(u32, u32, usize)> {
         for _ in 0..ATTEMPTS_MAX {
             let generation = nftables::generation(connection).context("read the generation of the rules")?;
             let plan = match self.generation == Some(generation) && !self.has_conflicts && !plan::is_contested(&self.pending, &self.known) {
@@ -105,7 +114,7 @@ impl Services {
                     let observed = nftables::observe(connection, TABLE, &rules::SETS);
                     let observed = observed.with_context(|| format!("read table {}", TABLE))?;
                     let is_other = self.generation.is_some_and(|known| known != generation);
-                    let plan = self.plan_all(observed.as_ref(), service_cidr);
+                    let plan = self.plan_all(observed.as_ref(), networks);
                     if is_other && self.pending.is_empty() && !plan.is_empty() {
                         log::warn!("table {} was changed by others, mending it", TABLE);
                     }
@@ -114,7 +123,7 @@ impl Services {
             };
             // Whatever is only half written is looked at before the next change.
             self.generation = None;
-            match write(connection, generation, &plan, service_cidr) {
+            match write(connection, generation, &plan, networks) {
                 Ok((next, bytes)) => {
                     self.generation = Some(next);
                     let stale = self.settle(plan);
@@ -146,9 +155,9 @@ impl Services {
     }
 
     /// Others may have changed the kernel's rules, or an agent before this one has written them.
-    fn plan_all(&self, observed: Option<&Observed>, service_cidr: Cidr) -> Plan {
+    fn plan_all(&self, observed: Option<&Observed>, networks: Networks) -> Plan {
         let before = observed.map(Elements::observed).unwrap_or_default();
-        let usable = observed.filter(|observed| rules::is_usable(observed, &before, service_cidr));
+        let usable = observed.filter(|observed| rules::is_usable(observed, &before, networks));
         let mut after = Elements::default();
         for (_, ports) in self.known.iter().filter(|(name, _)| !self.pending.contains_key(*name)) {
             after.add(ports);
@@ -181,11 +190,11 @@ impl Services {
 
 /// Brings the kernel from what was to what should be, in one transaction or, if that would be too large, in several, each of
 /// which leaves every Service whole. Answers the generation that it made, and the bytes sent.
-fn write(connection: &Connection, generation: u32, plan: &Plan, service_cidr: Cidr) -> io::Result<(u32, usize)> {
+fn write(connection: &Connection, generation: u32, plan: &Plan, networks: Networks) -> io::Result<(u32, usize)> {
     let (mut generation, mut bytes) = (generation, 0);
     let mut transaction = Transaction::new(TABLE, generation);
     if plan.rebuild {
-        rules::rebuild(&mut transaction, service_cidr);
+        rules::rebuild(&mut transaction, networks);
     }
     for step in &plan.steps {
         rules::step(&mut transaction, step);
@@ -215,9 +224,9 @@ impl Network {
         let mut tables = self.tables.lock_arc().await;
         tables.services.take(self.pending.take());
         let connection = Connection::open().context("open nf_tables socket")?;
-        let service_cidr = self.config.service_cidr;
+        let networks = Networks { services: self.config.service_cidr, pods: self.config.pod_cidr };
         let written = smol::unblock(move || -> Result<usize> {
-            let (from, to, bytes) = tables.services.apply(&connection, service_cidr)?;
+            let (from, to, bytes) = tables.services.apply(&connection, networks)?;
             tables.policies.follow(from, to);
             Ok(bytes)
         });

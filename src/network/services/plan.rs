@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::Cidr;
 use super::super::conntrack::Stale;
 use super::super::nftables::{Element, Observed};
-use super::rules::{self, BACKENDS_MAX, Front, Kind, SETS};
+use super::rules::{self, BACKENDS_MAX, Front, INSIDE_INDEX, Kind, SETS};
 use super::{Backend, Pending, ServicePort};
 
 /// A key with the rank of its set.
@@ -17,6 +17,8 @@ struct Entrance<'a> {
     front: Front,
     backends: &'a [Backend],
     by_client: bool,
+    /// What who is on this node himself meets instead.
+    inside: &'a [Backend],
     masquerades: bool,
     /// Who may come in; `None` for everyone.
     sources: Option<&'a [Cidr]>,
@@ -28,6 +30,7 @@ impl ServicePort {
             front: Front::Address(self.address, self.protocol, self.port),
             backends: &self.backends[..self.backends.len().min(BACKENDS_MAX)],
             by_client: self.affinity_seconds.is_some(),
+            inside: &[],
             masquerades: false,
             sources: None,
         });
@@ -35,6 +38,7 @@ impl ServicePort {
             front,
             backends: &self.external_backends[..self.external_backends.len().min(BACKENDS_MAX)],
             by_client: self.affinity_seconds.is_some(),
+            inside: if self.keeps_source { &self.backends[..self.backends.len().min(BACKENDS_MAX)] } else { &[] },
             masquerades: !self.keeps_source,
             sources: match front {
                 Front::Address(address, ..) => self.sources.get(&address).map(Vec::as_slice),
@@ -80,8 +84,13 @@ impl Elements {
             if let Some(networks) = entrance.sources {
                 self.by_key.extend(rules::restriction(front, networks).map(|key| (key, Vec::new())));
             }
-            for (index, backend) in entrance.backends.iter().enumerate() {
-                self.by_key.insert(front.backend_key(index as u32), rules::backend_value(*backend));
+            if !entrance.inside.is_empty() {
+                let kind = Kind::inside(front, entrance.inside.len(), entrance.by_client);
+                self.by_key.insert(front.inside_key(), kind.chain().into_bytes());
+            }
+            for (first, backends) in [(0, entrance.backends), (INSIDE_INDEX, entrance.inside)] {
+                let keys = (first..).map(|index| front.backend_key(index));
+                self.by_key.extend(keys.zip(backends.iter().map(|backend| rules::backend_value(*backend))));
             }
         }
     }
@@ -285,6 +294,14 @@ mod tests {
         ];
         assert_eq!(steps(&[], &[of(&["192.0.2.0/24", "192.0.2.8/30"])]), created);
         assert_eq!(steps(&[of(&["192.0.2.0/24"])], &[of(&["192.0.2.0/25"])]), ["delete sources 1", "put sources 1 for 0"]);
+    }
+
+    #[test]
+    fn who_is_inside_has_all_backends() {
+        let local = ServicePort { node_port: Some(30080), keeps_source: true, ..service(2) };
+        let expected = ["create drop", "create services-2", "create node-ports-2-inside", "put backends 2 for 0"];
+        let last = ["put node-port-backends 2 for 0", "put services 1 for 0", "put node-ports 1 for 0", "put node-ports-inside 1 for 0"];
+        assert_eq!(steps(&[], &[local]), [expected.as_slice(), &last].concat());
     }
 
     #[test]

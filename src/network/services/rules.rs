@@ -11,8 +11,8 @@ pub use super::super::nftables::Set;
 use super::super::nftables::{Expression, Hook, Observed, Register, Transaction};
 use super::super::nftables::{TYPE_INET_PROTO, TYPE_INET_SERVICE, TYPE_IPV4_ADDR, TYPE_MARK, TYPE_VERDICT};
 use super::super::{Cidr, Protocol, conntrack};
-use super::Backend;
 use super::plan::{Elements, Key, Step};
+use super::{Backend, Networks};
 
 pub const TABLE: &str = "edgectl-services";
 
@@ -42,14 +42,23 @@ const SERVICES: Set =
 /// From a port of the node's own addresses to the chain of its kind.
 const NODE_PORTS: Set = Set { name: "node-ports", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT], has_ranges: false };
 
+/// From an address of a Service to the chain for who is on this node himself, where others meet only backends of this node.
+const INSIDE: Set =
+    Set { name: "inside", key: &[TYPE_IPV4_ADDR, TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT], has_ranges: false };
+/// The same for a port of the node's own addresses.
+const NODE_PORTS_INSIDE: Set =
+    Set { name: "node-ports-inside", key: &[TYPE_INET_PROTO, TYPE_INET_SERVICE], value: &[TYPE_VERDICT], has_ranges: false };
+
 /// In the order in which they are written: what is written first is not led to yet.
-pub const SETS: [Set; 6] = [BACKENDS, NODE_PORT_BACKENDS, SOURCES, RESTRICTED, SERVICES, NODE_PORTS];
+pub const SETS: [Set; 8] = [BACKENDS, NODE_PORT_BACKENDS, SOURCES, RESTRICTED, SERVICES, NODE_PORTS, INSIDE, NODE_PORTS_INSIDE];
 const BACKENDS_RANK: usize = 0;
 const NODE_PORT_BACKENDS_RANK: usize = 1;
 const SOURCES_RANK: usize = 2;
 const RESTRICTED_RANK: usize = 3;
 const SERVICES_RANK: usize = 4;
 const NODE_PORTS_RANK: usize = 5;
+const INSIDE_RANK: usize = 6;
+const NODE_PORTS_INSIDE_RANK: usize = 7;
 
 pub fn leads_to_chains(rank: usize) -> bool {
     rank >= SERVICES_RANK
@@ -60,6 +69,9 @@ pub const INDEX_BYTES: usize = 4;
 
 /// Further ones get no connections.
 pub const BACKENDS_MAX: usize = 1000;
+
+/// The index of the first backend for who is on this node himself.
+pub const INSIDE_INDEX: u32 = BACKENDS_MAX as u32;
 
 /// What Kubernetes' own proxy uses; the bit is taken away again before the packet leaves.
 const MASQUERADE_MARK: u32 = 0x4000;
@@ -73,6 +85,7 @@ const FORWARDED: (&str, Hook) = ("forwarded", Hook { kind: "filter", number: lib
 const SENT: (&str, Hook) = ("sent", Hook { kind: "filter", number: libc::NF_INET_LOCAL_OUT as u32, priority: 0 });
 const REJECT_CHAIN: &str = "reject";
 const DROP_CHAIN: &str = "drop";
+const INSIDE_SUFFIX: &str = "-inside";
 const BY_CLIENT_SUFFIX: &str = "-by-client";
 const MASQUERADE_SUFFIX: &str = "-masquerade";
 
@@ -96,6 +109,10 @@ impl Front {
             }
             Self::NodePort(protocol, port) => (NODE_PORTS_RANK, [[protocol.number(), 0, 0, 0], padded(port)].concat()),
         }
+    }
+
+    pub fn inside_key(self) -> Key {
+        (if matches!(self, Self::NodePort(..)) { NODE_PORTS_INSIDE_RANK } else { INSIDE_RANK }, self.key().1)
     }
 
     pub fn backend_key(self, index: u32) -> Key {
@@ -130,8 +147,9 @@ impl fmt::Display for Front {
 /// Where datagrams that come by this key are sent; nothing for other protocols.
 pub fn datagram_front(rank: usize, key: &[u8]) -> Option<conntrack::Front> {
     let (address, rest) = match rank {
-        BACKENDS_RANK | SOURCES_RANK | RESTRICTED_RANK | SERVICES_RANK => (Some(Ipv4Addr::from(*key.first_chunk::<4>()?)), &key[4..]),
-        _ => (None, key),
+        BACKENDS_RANK | SERVICES_RANK => (Some(Ipv4Addr::from(*key.first_chunk::<4>()?)), &key[4..]),
+        NODE_PORT_BACKENDS_RANK | NODE_PORTS_RANK => (None, key),
+        _ => return None,
     };
     match rest {
         [protocol, _, _, _, high, low, ..] if *protocol == Protocol::Udp.number() => Some((address, u16::from_be_bytes([*high, *low]))),
@@ -146,6 +164,8 @@ pub enum Kind {
     Pick {
         backends: u32,
         by_node_port: bool,
+        /// For who is on this node himself: all backends, where others meet only those of this node.
+        inside: bool,
         /// A client's address always leads to the same of the backends.
         by_client: bool,
         masquerades: bool,
@@ -158,17 +178,23 @@ impl Kind {
         let by_node_port = matches!(front, Front::NodePort(..));
         match backends {
             0 => Self::Drop,
-            _ => Self::Pick { backends: backends as u32, by_node_port, by_client, masquerades },
+            _ => Self::Pick { backends: backends as u32, by_node_port, inside: false, by_client, masquerades },
         }
+    }
+
+    pub fn inside(front: Front, backends: usize, by_client: bool) -> Self {
+        let by_node_port = matches!(front, Front::NodePort(..));
+        Self::Pick { backends: backends as u32, by_node_port, inside: true, by_client, masquerades: false }
     }
 
     pub fn chain(self) -> String {
         match self {
             Self::Drop => DROP_CHAIN.to_owned(),
-            Self::Pick { backends, by_node_port, by_client, masquerades } => {
+            Self::Pick { backends, by_node_port, inside, by_client, masquerades } => {
                 let map = if by_node_port { NODE_PORTS } else { SERVICES }.name;
                 let suffix = |is_set, suffix| if is_set { suffix } else { "" };
-                format!("{map}-{backends}{}{}", suffix(by_client, BY_CLIENT_SUFFIX), suffix(masquerades, MASQUERADE_SUFFIX))
+                let inside = suffix(inside, INSIDE_SUFFIX);
+                format!("{map}-{backends}{inside}{}{}", suffix(by_client, BY_CLIENT_SUFFIX), suffix(masquerades, MASQUERADE_SUFFIX))
             }
         }
     }
@@ -180,13 +206,14 @@ impl Kind {
         }
         let (name, masquerades) = name.strip_suffix(MASQUERADE_SUFFIX).map_or((name, false), |name| (name, true));
         let (name, by_client) = name.strip_suffix(BY_CLIENT_SUFFIX).map_or((name, false), |name| (name, true));
+        let (name, inside) = name.strip_suffix(INSIDE_SUFFIX).map_or((name, false), |name| (name, true));
         let (map, backends) = name.rsplit_once('-')?;
         let by_node_port = [SERVICES, NODE_PORTS].iter().position(|set| set.name == map)? == 1;
-        Some(Self::Pick { backends: backends.parse().ok()?, by_node_port, by_client, masquerades })
+        Some(Self::Pick { backends: backends.parse().ok()?, by_node_port, inside, by_client, masquerades })
     }
 
     fn rules(self) -> Vec<Rule> {
-        let Self::Pick { backends, by_node_port, by_client, masquerades } = self else {
+        let Self::Pick { backends, by_node_port, inside, by_client, masquerades } = self else {
             return vec![("there is no backend".to_owned(), vec![Expression::Drop])];
         };
         let mut rules = Vec::new();
@@ -202,12 +229,13 @@ impl Kind {
             true => (load_node_port().to_vec(), NODE_PORT_BACKENDS, Register(2)),
             false => (load_service().to_vec(), BACKENDS, Register(3)),
         };
+        let first = if inside { INSIDE_INDEX } else { 0 };
         match by_client {
             true => pick.extend([
                 Expression::LoadNetworkHeader { offset: SOURCE_OFFSET, length: 4, into: index },
-                Expression::LoadHash { from: index, below: backends, into: index },
+                Expression::LoadHash { from: index, first, below: backends, into: index },
             ]),
-            false => pick.push(Expression::LoadRandom { below: backends, into: index }),
+            false => pick.push(Expression::LoadRandom { first, below: backends, into: index }),
         }
         pick.extend([
             Expression::LookUp { set: map.name, key: Register(0), value: Some(Register(0)) },
@@ -257,9 +285,16 @@ fn local() -> Vec<u8> {
 }
 
 /// The rules of each chain in their order, but for the chains of kinds.
-fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'static>>)> {
-    let addresses = || [load_service().as_slice(), &[Expression::Decide { map: SERVICES.name, key: Register(0) }]].concat();
-    let node_ports = || {
+fn base_rules(Networks { services: service_cidr, pods }: Networks) -> Vec<(&'static str, String, Vec<Expression<'static>>)> {
+    let addresses = |map: Set<'static>| [load_service().as_slice(), &[Expression::Decide { map: map.name, key: Register(0) }]].concat();
+    let from_pods = || {
+        vec![
+            Expression::LoadNetworkHeader { offset: SOURCE_OFFSET, length: 4, into: Register(0) },
+            Expression::And { register: Register(0), mask: pods.mask().octets() },
+            Expression::Equal { register: Register(0), bytes: pods.address().octets().to_vec() },
+        ]
+    };
+    let node_ports = |map: Set<'static>| {
         let mut rule = vec![
             Expression::LoadDestinationKind(Register(0)),
             Expression::Equal { register: Register(0), bytes: local() },
@@ -268,7 +303,7 @@ fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'
             Expression::NotEqual { register: Register(0), bytes: Ipv4Addr::new(127, 0, 0, 0).octets().to_vec() },
         ];
         rule.extend(load_node_port());
-        rule.push(Expression::Decide { map: NODE_PORTS.name, key: Register(0) });
+        rule.push(Expression::Decide { map: map.name, key: Register(0) });
         rule
     };
     let restricted = || {
@@ -311,11 +346,15 @@ fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'
     let nobody = format!("no Service of {service_cidr}");
     vec![
         (PREROUTING.0, by_others.clone(), restricted()),
-        (PREROUTING.0, to_address.clone(), addresses()),
-        (PREROUTING.0, to_node_port.clone(), node_ports()),
+        (PREROUTING.0, format!("{to_address} from {pods}"), [from_pods(), addresses(INSIDE)].concat()),
+        (PREROUTING.0, format!("{to_node_port} from {pods}"), [from_pods(), node_ports(NODE_PORTS_INSIDE)].concat()),
+        (PREROUTING.0, to_address.clone(), addresses(SERVICES)),
+        (PREROUTING.0, to_node_port.clone(), node_ports(NODE_PORTS)),
         (OUTPUT.0, by_others, restricted()),
-        (OUTPUT.0, to_address, addresses()),
-        (OUTPUT.0, to_node_port, node_ports()),
+        (OUTPUT.0, format!("{to_address} from the node"), addresses(INSIDE)),
+        (OUTPUT.0, format!("{to_node_port} from the node"), node_ports(NODE_PORTS_INSIDE)),
+        (OUTPUT.0, to_address, addresses(SERVICES)),
+        (OUTPUT.0, to_node_port, node_ports(NODE_PORTS)),
         (POSTROUTING.0, "by this node's address".to_owned(), masquerade),
         (FORWARDED.0, nobody.clone(), not_served()),
         (SENT.0, nobody, not_served()),
@@ -325,9 +364,9 @@ fn base_rules(service_cidr: Cidr) -> Vec<(&'static str, String, Vec<Expression<'
 }
 
 /// Every rule is what it should be, and every element leads to a chain that has its rules.
-pub fn is_usable(observed: &Observed, elements: &Elements, service_cidr: Cidr) -> bool {
+pub fn is_usable(observed: &Observed, elements: &Elements, networks: Networks) -> bool {
     let mut expected = BTreeMap::<String, Vec<String>>::new();
-    for (chain, comment, _) in base_rules(service_cidr) {
+    for (chain, comment, _) in base_rules(networks) {
         expected.entry(chain.to_owned()).or_default().push(comment);
     }
     for kind in kinds_of(observed).chain(elements.kinds()) {
@@ -342,7 +381,7 @@ pub fn kinds_of(observed: &Observed) -> impl Iterator<Item = Kind> {
 }
 
 /// The table anew, without a Service.
-pub fn rebuild(transaction: &mut Transaction, service_cidr: Cidr) {
+pub fn rebuild(transaction: &mut Transaction, networks: Networks) {
     // Deleting what is not there is an error; creating what is there is none.
     transaction.create_table();
     transaction.delete_table();
@@ -354,7 +393,7 @@ pub fn rebuild(transaction: &mut Transaction, service_cidr: Cidr) {
     for set in SETS {
         transaction.create_set(set);
     }
-    for (chain, comment, expressions) in base_rules(service_cidr) {
+    for (chain, comment, expressions) in base_rules(networks) {
         transaction.add_rule(chain, &comment, &expressions);
     }
 }
@@ -388,8 +427,9 @@ mod tests {
             for (backends, by_client, masquerades) in
                 [(0, true, true), (1, false, false), (2, true, false), (3, false, true), (40, true, true)]
             {
-                let kind = Kind::new(front, backends, by_client, masquerades);
-                assert_eq!(Kind::of_chain(kind.chain().as_bytes()), Some(kind), "{}", kind.chain());
+                for kind in [Kind::new(front, backends, by_client, masquerades), Kind::inside(front, backends, by_client)] {
+                    assert_eq!(Kind::of_chain(kind.chain().as_bytes()), Some(kind), "{}", kind.chain());
+                }
             }
         }
         for strange in ["prerouting", "reject", "services-", "other-2", "services-2-other"] {

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::super::nftables::{self, Connection};
-use super::super::services::{Backend, ServicePort};
+use super::super::services::{Backend, Networks, ServicePort};
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -204,6 +204,7 @@ fn a_service_is_reached_from_outside() {
         port.external_backends.truncate(1);
     });
     let local = set([&format!("a {OUTSIDE_ADDRESS}")]);
+    assert_eq!(answers(|| cluster.client.fetch(EXTERNAL_ADDRESS, 80)), set([&format!("a {client}"), &format!("b {client}")]));
     assert_eq!(answers(|| cluster.outside.fetch("192.0.2.1", 30080)), local);
     assert_eq!(answers(|| cluster.outside.fetch(EXTERNAL_ADDRESS, 80)), local);
     assert_eq!(answers(|| cluster.client.fetch(ADDRESS, 80)), set([&format!("a {client}"), &format!("b {client}")]));
@@ -216,7 +217,11 @@ fn a_service_is_reached_from_outside() {
     });
     for (address, port) in [("192.0.2.1", 30080), (EXTERNAL_ADDRESS, 80)] {
         assert_eq!(cluster.outside.fetch(address, port).unwrap_err().kind(), ErrorKind::TimedOut);
+        // Who is on the node himself has no need of one.
+        assert_eq!(answers(|| cluster.client.fetch(address, port)), set([&format!("a {client}"), &format!("b {client}")]));
+        cluster.pods.iter().for_each(|pod| assert_eq!(answers(|| pod.fetch(address, port)).len(), 2));
     }
+    assert_eq!(answers(|| fetch("192.0.2.1", 30080)).len(), 2, "{}", rules());
     cluster.network.set_service("shop/web", vec![]);
     smol::block_on(cluster.network.apply_services()).unwrap();
     assert_eq!(count("edgectl-services"), 0, "{}", rules());
@@ -457,13 +462,14 @@ fn one_service_among_ten_thousand_costs_as_much_as_one_alone() {
     let load = started.elapsed();
     assert_eq!(elements("edgectl-services")["services"].len(), 10_000);
 
+    let networks = Networks { services: network.config.service_cidr, pods: network.config.pod_cidr };
     let change = |index: u32, ports: Vec<ServicePort>| {
         let before = generation();
         network.set_service(&name(index), ports);
         let started = Instant::now();
         let mut tables = smol::block_on(network.tables.lock());
         tables.services.take(network.pending.take());
-        let (_, _, bytes) = tables.services.apply(&Connection::open().unwrap(), network.config.service_cidr).unwrap();
+        let (_, _, bytes) = tables.services.apply(&Connection::open().unwrap(), networks).unwrap();
         let took = started.elapsed();
         assert_eq!(generation(), before + 1, "one transaction");
         (took, bytes)
