@@ -1,6 +1,7 @@
 //! The pod network against the real kernel, each case in namespaces of its own and judged by `ip`, `nft` and `ping`.
 //! Nothing here may run in the machine's own network namespace.
 
+mod peers;
 mod policy;
 mod services;
 
