@@ -309,7 +309,7 @@ fn a_node_reaches_only_what_is_its_own() {
                 "envFrom": [{"secretRef": {"name": if node == "board-1" { "used" } else { "other" }}}]}]}});
             api.create("/api/v1/namespaces/default/pods", pod).await;
         }
-        api.1 = peer("system:node:board-1", &["system:nodes"]);
+        let admin = std::mem::replace(&mut api.1, peer("system:node:board-1", &["system:nodes"]));
         let merge = [("content-type", "application/merge-patch+json")];
         let pods = "/api/v1/namespaces/default/pods";
         for (method, uri, body, code) in [
@@ -335,6 +335,13 @@ fn a_node_reaches_only_what_is_its_own() {
             let (seen, answer) = api.json(method, &uri, headers, body).await;
             assert_eq!(seen, code, "{method} {uri}: {answer}");
         }
+        // Policies select pods of all nodes.
+        let node = std::mem::replace(&mut api.1, admin);
+        let policy = json!({"metadata": {"name": "deny"}, "spec": {"podSelector": {}}});
+        api.create("/apis/networking.k8s.io/v1/namespaces/default/networkpolicies", policy).await;
+        api.1 = node;
+        assert_eq!(api.get("/api/v1/pods").await.0, 200);
+        assert_eq!(api.json("DELETE", &format!("{pods}/theirs"), &[], Value::Null).await.0, 403);
     });
 }
 
