@@ -1,8 +1,10 @@
-//! Pods of two nodes with a router between their links: judged by `ping` with packets of full size that nobody may cut.
+//! Pods of two nodes with a router between their links: judged by `ping` with packets of full size that nobody may cut, and by what
+//! policies let through the tunnel.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::super::peers::pod_mtu;
+use super::super::policy::{Allowance, Isolation, Peers};
 use super::*;
 
 const ROUTER: [&str; 2] = ["192.0.2.1", "198.51.100.1"];
@@ -16,7 +18,8 @@ struct Node {
     pod: Pod,
     pod_address: Ipv4Addr,
     mtu: u32,
-    peers: Sender<Vec<Peer>>,
+    /// The other nodes, and what the pod may do.
+    orders: Sender<(Vec<Peer>, Isolation)>,
     told: Receiver<(String, String)>,
 }
 
@@ -24,7 +27,7 @@ impl Node {
     /// Behind a bridge of the router's.
     fn new(router: &Pod, number: usize) -> Self {
         let (send, receive) = channel();
-        let (peers, wanted) = channel::<Vec<Peer>>();
+        let (orders, wanted) = channel::<(Vec<Peer>, Isolation)>();
         let (tell, told) = channel();
         let (router, node_address) = (router.process.id(), Ipv4Addr::from(NODES[number]));
         std::thread::spawn(move || {
@@ -42,13 +45,15 @@ impl Node {
             let pod = Pod::new("pod");
             let pod_address = pod.attach(&network, &[]).unwrap().address;
             send.send((Peer { node_address, pod_cidr }, pod, pod_address, mtu)).unwrap();
-            for peers in wanted {
+            for (peers, isolation) in wanted {
                 smol::block_on(network.set_peers(&peers)).unwrap();
+                network.set_policies(isolation);
+                smol::block_on(network.apply_policies()).unwrap();
                 tell.send((sh("ip route show proto 69"), sh("bridge fdb show dev edge1"))).unwrap();
             }
         });
         let (peer, pod, pod_address, mtu) = receive.recv().unwrap();
-        Self { peer, pod, pod_address, mtu, peers, told }
+        Self { peer, pod, pod_address, mtu, orders, told }
     }
 }
 
@@ -63,7 +68,7 @@ fn packets_of_full_size_cross_a_router() {
     }
     let nodes = [0, 1].map(|number| Node::new(&router, number));
     for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
-        node.peers.send(vec![other.peer]).unwrap();
+        node.orders.send((vec![other.peer], Isolation::default())).unwrap();
         let (routes, entries) = node.told.recv().unwrap();
         assert!(routes.contains("dev edge1"), "{routes}");
         assert!(entries.contains(&format!("dst {}", other.peer.node_address)), "{entries}");
@@ -87,5 +92,22 @@ fn packets_of_full_size_cross_a_router() {
     }
     // Under their own addresses, as on one link.
     nodes[1].pod.serve(8080);
-    assert_eq!(nodes[0].pod.fetch(&nodes[1].pod_address.to_string(), 8080).unwrap(), nodes[0].pod_address.to_string());
+    let fetch = || nodes[0].pod.fetch(&nodes[1].pod_address.to_string(), 8080);
+    assert_eq!(fetch().unwrap(), nodes[0].pod_address.to_string());
+
+    // What comes out of the tunnel is judged, and so is what goes in.
+    let alone =
+        |within: &str| [Allowance { peers: Peers::Block { within: within.parse().unwrap(), except: [].into() }, ports: None }].into();
+    let check = |number: usize, isolation: Isolation, is_let_through: bool| {
+        let (node, other) = (&nodes[number], &nodes[1 - number]);
+        node.orders.send((vec![other.peer], isolation)).unwrap();
+        node.told.recv().unwrap();
+        assert_eq!(fetch().is_ok(), is_let_through);
+    };
+    let ingress = |within: &str| Isolation { ingress: [(nodes[1].pod_address, alone(within))].into(), ..Isolation::default() };
+    let egress = |within: &str| Isolation { egress: [(nodes[0].pod_address, alone(within))].into(), ..Isolation::default() };
+    check(1, ingress("10.244.7.0/24"), false);
+    check(1, ingress("10.244.0.0/24"), true);
+    check(0, egress("10.244.7.0/24"), false);
+    check(0, egress("10.244.1.0/24"), true);
 }
