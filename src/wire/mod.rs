@@ -9,6 +9,7 @@ pub mod messages;
 pub mod pin;
 pub mod resolve;
 pub mod server;
+pub mod spdy;
 pub mod tls;
 pub mod tunnel;
 pub mod websocket;

@@ -135,7 +135,7 @@ impl Receiver {
 }
 
 /// A connection that has switched, with the traits of futures.
-struct Switched(Upgraded);
+pub(super) struct Switched(pub(super) Upgraded);
 
 impl AsyncRead for Switched {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context, bytes: &mut [u8]) -> Poll<io::Result<usize>> {
