@@ -1,8 +1,10 @@
 //! Runs a command in a container for someone at the other end of the tunnel: the messages of the request's body are what it
 //! reads, those of the answer's what it prints, and the last one is how it ended. When the request ends, so does the command.
+//! Or attaches them to the container's own first process, which goes on when they leave.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::{Response, StatusCode};
 use rustix::pipe::PipeFlags;
 use rustix::termios::Winsize;
+use serde_json::Value;
 use smol::channel::{self, Sender};
 use smol::{Async, Timer};
 
@@ -20,7 +23,7 @@ use super::Node;
 use super::server::Answered;
 use crate::api::streams::{self, CLOSE, ERROR, MESSAGE_BYTES_MAX, RESIZE, STDERR, STDIN, STDOUT};
 use crate::base::task;
-use crate::runtime::pod::{ExecConfig, ExecProcess, ExecStdio};
+use crate::runtime::pod::{AttachInput, Attached, ExecConfig, ExecProcess, ExecStdio};
 use crate::wire::body::Body;
 use crate::wire::messages::{self, Messages};
 
@@ -30,6 +33,8 @@ const WAITING_MAX: usize = 16;
 const READ_BYTES: usize = 16 << 10;
 /// How long what a command has started may hold its output open once it has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a container may print ahead of someone attached to it, before they are sent away.
+const ATTACHED_BYTES_MAX: usize = 1 << 20;
 /// What programs expect of a terminal that kubectl opens.
 const TERMINAL_KIND: &str = "TERM=xterm";
 
@@ -78,26 +83,69 @@ pub async fn answer(node: &Rc<Node>, [namespace, pod, container]: [&str; 3], que
         return Err((StatusCode::BAD_REQUEST, "you must specify at least one command for the container".into()));
     }
     let (uid, id) = node.running(namespace, pod, container).map_err(|why| (StatusCode::NOT_FOUND, why))?;
-    let (sender, output) = channel::bounded(WAITING_MAX);
-    let begun = match begin(node, &uid, &id, &wanted).await {
+    let name = format!("{namespace}/{pod} container={container}");
+    let begun = begin(node, &uid, &id, &wanted).await;
+    let begun = begun.map(|(process, ends)| {
+        log::info!("pod={name} exec {} pid={}", wanted.command[0], process.pid);
+        let ended: Ended = Box::pin(async { Ok(streams::ended(process.wait().await?)) });
+        (ended, ends)
+    });
+    Ok(respond(begun, body, name))
+}
+
+/// Attaches to the first process of the container at `namespace`, `pod`, `container`.
+///
+/// # Errors
+/// 404 if it does not run.
+pub async fn attach(node: &Rc<Node>, [namespace, pod, container]: [&str; 3], query: &str, body: Incoming) -> Answered {
+    let missing = |why| (StatusCode::NOT_FOUND, why);
+    let wanted = Wanted::read(query);
+    let (uid, id) = node.running(namespace, pod, container).map_err(missing)?;
+    let known = node.pod_of(namespace, pod).map_err(missing)?.pod();
+    let known = known.spec.init_containers.iter().chain(&known.spec.containers).find(|known| known.name == container);
+    let known = known.ok_or_else(|| missing(format!("pod {namespace}/{pod} has no container {container}")))?;
+    let name = format!("{namespace}/{pod} container={container}");
+    let input = match (wanted.stdin && known.stdin, known.stdin_once) {
+        (false, _) => AttachInput::Not,
+        (true, false) => AttachInput::Shared,
+        (true, true) => AttachInput::Given,
+    };
+    let begun = begin_attached(node, &uid, &id, &wanted, input, known.tty).await;
+    let begun = begun.map(|(attached, ends)| {
+        log::info!("pod={name} attach");
+        // How the container itself ended is in its pod's status.
+        let ended: Ended = Box::pin(async {
+            Ok(match attached.wait().await {
+                Ok(()) => streams::ended(0),
+                Err(error) => streams::failed(&format!("{error:#}")),
+            })
+        });
+        (ended, ends)
+    });
+    Ok(respond(begun, body, name))
+}
+
+/// The Status of the end, when it comes. Dropping it ends what was begun.
+type Ended = Pin<Box<dyn Future<Output = Result<Value>>>>;
+
+/// The client has asked for a stream: if nothing was begun, why is told there, as the kubelet does.
+fn respond(begun: Result<(Ended, Ends)>, body: Incoming, name: String) -> Response<Body> {
+    let (ended, ends) = match begun {
         Ok(begun) => begun,
-        // The client has asked for a stream: why there is no command it is told there, as the kubelet does.
         Err(error) => {
             let status = streams::failed(&format!("{error:#}"));
             let message = messages::frame(&streams::message(ERROR, status.to_string().as_bytes()));
-            return Ok(Response::new(Body::stream(futures_lite::stream::once(Ok(message)))));
+            return Response::new(Body::stream(futures_lite::stream::once(Ok(message))));
         }
     };
-    let name = format!("{namespace}/{pod} container={container}");
-    let (process, ends) = begun;
-    log::info!("pod={name} exec {} pid={}", wanted.command[0], process.pid);
+    let (sender, output) = channel::bounded(WAITING_MAX);
     task::spawn(async move {
-        if let Err(error) = converse(process, ends, Messages::new(body, MESSAGE_BYTES_MAX), &sender).await {
+        if let Err(error) = converse(ended, ends, Messages::new(body, MESSAGE_BYTES_MAX), &sender).await {
             log::debug!("pod={name} exec: {error:#}");
         }
     })
     .detach();
-    Ok(Response::new(Body::stream(output)))
+    Response::new(Body::stream(output))
 }
 
 async fn begin(node: &Node, uid: &str, id: &str, wanted: &Wanted) -> Result<(ExecProcess, Ends)> {
@@ -136,14 +184,36 @@ async fn begin(node: &Node, uid: &str, id: &str, wanted: &Wanted) -> Result<(Exe
     Ok((process, Ends { input, outputs, terminal: None }))
 }
 
+async fn begin_attached(node: &Node, uid: &str, id: &str, wanted: &Wanted, input: AttachInput, tty: bool) -> Result<(Attached, Ends)> {
+    let pod = node.runtime.pod(uid).await?.context("the pod has gone")?;
+    let mut outputs = Vec::new();
+    let mut output = |channel: u8, is_wanted: bool| -> Result<Option<OwnedFd>> {
+        if !is_wanted {
+            return Ok(None);
+        }
+        let (end, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
+        // The shim waits for nobody, so there must be room for what comes at once; with less it works all the same.
+        let _ = rustix::pipe::fcntl_setpipe_size(&theirs, ATTACHED_BYTES_MAX);
+        outputs.push((channel, Async::new(end).context("wait on a pipe")?));
+        Ok(Some(theirs))
+    };
+    // A terminal has one output.
+    let given = [output(STDOUT, wanted.stdout || tty && wanted.stderr)?, output(STDERR, wanted.stderr && !tty)?];
+    let mut attached = pod.attach(id, input, given).await?;
+    let taken = attached.input.take();
+    let terminal = if tty { taken.as_ref().map(OwnedFd::try_clone).transpose()? } else { None };
+    let input = taken.filter(|_| input != AttachInput::Not).map(Async::new).transpose().context("wait on the container's input")?;
+    Ok((attached, Ends { input, outputs, terminal }))
+}
+
 type Output = Sender<Result<Bytes, Box<dyn std::error::Error + Send + Sync>>>;
 
 /// Carries messages both ways until the command has ended and all that it printed is on its way, or nobody listens any more.
-async fn converse(process: ExecProcess, ends: Ends, from_client: Messages, sender: &Output) -> Result<()> {
+async fn converse(ended: Ended, ends: Ends, from_client: Messages, sender: &Output) -> Result<()> {
     let Ends { input, outputs, terminal } = ends;
     let printing: Vec<_> = outputs.into_iter().map(|(channel, end)| task::spawn(print(channel, end, sender.clone()))).collect();
     let ended = async {
-        let code = process.wait().await?;
+        let status = ended.await?;
         let drained = async {
             for printed in printing {
                 printed.await;
@@ -154,12 +224,12 @@ async fn converse(process: ExecProcess, ends: Ends, from_client: Messages, sende
                 Timer::after(DRAIN_TIMEOUT).await;
             })
             .await;
-        let message = streams::message(ERROR, streams::ended(code).to_string().as_bytes());
+        let message = streams::message(ERROR, status.to_string().as_bytes());
         // Nobody listens: then nobody wants to know.
         let _ = sender.send(Ok(messages::frame(&message))).await;
         Ok(())
     };
-    // The command is ended by its handle being dropped.
+    // A command is ended by its handle being dropped.
     ended.or(listen(from_client, input, terminal)).await
 }
 

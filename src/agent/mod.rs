@@ -375,9 +375,7 @@ impl Node {
 
     /// The log of a container's present run, or of the one before, with the pod's uid and the number of that run.
     fn log_of(&self, namespace: &str, pod: &str, container: &str, previous: bool) -> Result<(PathBuf, String, u32), String> {
-        let key = (namespace.to_owned(), pod.to_owned());
-        let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
-        let uid = &mailbox.pod().metadata.uid;
+        let uid = &self.uid_of(namespace, pod)?;
         let runs = self.runs.borrow().get(uid).and_then(|runs| runs.get(container)).cloned();
         let waiting = || format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating");
         let runs = runs.filter(|runs| !runs.id.is_empty()).ok_or_else(waiting)?;
@@ -399,11 +397,19 @@ impl Node {
         self.runs.borrow_mut().insert(pod.metadata.uid.clone(), runs.collect());
     }
 
+    /// A pod of this node, as it was heard of last.
+    fn pod_of(&self, namespace: &str, pod: &str) -> Result<Rc<Mailbox>, String> {
+        let key = (namespace.to_owned(), pod.to_owned());
+        self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))
+    }
+
+    fn uid_of(&self, namespace: &str, pod: &str) -> Result<String, String> {
+        Ok(self.pod_of(namespace, pod)?.pod().metadata.uid.clone())
+    }
+
     /// The pod's uid, and the runtime's name for the run of a container that goes on now.
     fn running(&self, namespace: &str, pod: &str, container: &str) -> Result<(String, String), String> {
-        let key = (namespace.to_owned(), pod.to_owned());
-        let mailbox = self.pods.borrow().get(&key).cloned().ok_or_else(|| format!("pod {namespace}/{pod} is not on this node"))?;
-        let uid = mailbox.pod().metadata.uid.clone();
+        let uid = self.uid_of(namespace, pod)?;
         let runs = self.runs.borrow().get(&uid).and_then(|runs| runs.get(container)).filter(|runs| runs.running).cloned();
         let runs = runs.ok_or_else(|| format!("container {container} of pod {namespace}/{pod} does not run"))?;
         Ok((uid, runs.id))

@@ -11,8 +11,8 @@ use hyper::{Request, Response, StatusCode};
 use smol::Timer;
 
 use super::Node;
-use super::exec;
 use super::logs::{self, Wanted};
+use super::exec;
 use crate::base::time::Timestamp;
 use crate::wire::body::Body;
 use crate::wire::tunnel;
@@ -48,6 +48,7 @@ async fn answer(node: Rc<Node>, request: Request<Incoming>) -> Response<Body> {
     let answered = match parts.as_slice() {
         ["containerLogs", namespace, pod, container] => container_logs(&node, namespace, pod, container, &query),
         ["exec", namespace, pod, container] => exec::answer(&node, [namespace, pod, container], &query, request.into_body()).await,
+        ["attach", namespace, pod, container] => exec::attach(&node, [namespace, pod, container], &query, request.into_body()).await,
         _ => Err((StatusCode::NOT_FOUND, format!("this node has nothing at {path}"))),
     };
     answered.unwrap_or_else(|(code, message)| {

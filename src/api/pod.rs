@@ -110,6 +110,7 @@ pub struct Container {
     pub termination_message_path: String,
     pub termination_message_policy: String,
     pub stdin: bool,
+    pub stdin_once: bool,
     pub tty: bool,
 }
 

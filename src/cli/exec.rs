@@ -61,7 +61,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         (Some(_), None) if words.len() == 1 => bail!("you must specify at least one command for the container\n{help}"),
         _ => bail!("exec [POD] [COMMAND] is not supported anymore. Use exec [POD] -- [COMMAND] instead\n{help}"),
     };
-    let pod = logs::pod_of(cx, name, &pod_running_timeout).await?;
+    let (pod, _) = logs::pod_of(cx, name, &pod_running_timeout).await?;
     if matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")) {
         let phase = pod["status"]["phase"].as_str().unwrap_or_default();
         bail!("cannot exec into a container in a completed pod; current phase is {phase}");
@@ -86,11 +86,8 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         }
     }
     let path = format!("/api/v1/namespaces/{}/pods/{}/exec?{}", meta::namespace(&pod), meta::name(&pod), query.finish());
-    let (sender, receiver) = cx.client()?.websocket(&path, &PROTOCOLS, MESSAGE_BYTES_MAX).await?;
-    let raw = if tty { Some(Raw::new()?) } else { None };
-    let status = converse(sender, receiver, stdin, tty).await;
-    drop(raw);
-    match streams::code_of(&status?) {
+    let status = session(cx, &path, stdin, tty.then_some(Sizes { redraw: false })).await?;
+    match streams::code_of(&status) {
         Ok(0) => Ok(0),
         Ok(code) => {
             cx.note(&format!("command terminated with exit code {code}"));
@@ -100,8 +97,21 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
     }
 }
 
+/// How the far side learns the size of this terminal.
+pub struct Sizes {
+    /// Another size comes first, so that a program that runs already draws itself anew.
+    pub redraw: bool,
+}
+
+/// Carries input and output over a WebSocket at `path`; with `sizes`, this terminal is the far side's. Answers the Status of the end.
+pub async fn session(cx: &Context, path: &str, stdin: bool, sizes: Option<Sizes>) -> Result<Value> {
+    let (sender, receiver) = cx.client()?.websocket(path, &PROTOCOLS, MESSAGE_BYTES_MAX).await?;
+    let _raw = sizes.is_some().then(Raw::new).transpose()?;
+    converse(sender, receiver, stdin, sizes).await
+}
+
 /// The container that the pod's annotation names, or its first; of several, the user is told which.
-fn default_container(cx: &Context, pod: &Value, quiet: bool) -> Result<String> {
+pub fn default_container(cx: &Context, pod: &Value, quiet: bool) -> Result<String> {
     let containers = pod["spec"]["containers"].as_array().map_or(&[][..], Vec::as_slice);
     let names: Vec<&str> = containers.iter().filter_map(|container| container["name"].as_str()).collect();
     if let Some(name) = meta::annotation(pod, "kubectl.kubernetes.io/default-container").filter(|name| names.contains(name)) {
@@ -115,10 +125,10 @@ fn default_container(cx: &Context, pod: &Value, quiet: bool) -> Result<String> {
 }
 
 /// Carries input and output until the server tells how the command ended.
-async fn converse(mut sender: websocket::Sender, mut receiver: websocket::Receiver, stdin: bool, tty: bool) -> Result<Value> {
+async fn converse(mut sender: websocket::Sender, mut receiver: websocket::Receiver, stdin: bool, sizes: Option<Sizes>) -> Result<Value> {
     let (outgoing, waiting) = channel::bounded(WAITING_MAX);
-    if tty {
-        task::spawn(watch_size(outgoing.clone())).detach();
+    if let Some(sizes) = sizes {
+        task::spawn(watch_size(outgoing.clone(), sizes.redraw)).detach();
     }
     if stdin {
         // A read from a terminal cannot be called off: this thread ends with the process.
@@ -169,10 +179,15 @@ fn read_input(outgoing: &Sender<Vec<u8>>) {
 }
 
 /// Sends the window's size at the beginning, and whenever it is another.
-async fn watch_size(outgoing: Sender<Vec<u8>>) {
+async fn watch_size(outgoing: Sender<Vec<u8>>, redraw: bool) {
     let mut last = None;
+    let now = || tcgetwinsize(io::stdout().as_fd()).ok().map(|size| (size.ws_col, size.ws_row));
+    if let Some((columns, rows)) = now().filter(|_| redraw) {
+        // Nobody listens: the next size finds that out as well.
+        let _ = outgoing.send(streams::resize(columns.saturating_add(1), rows.saturating_add(1))).await;
+    }
     loop {
-        let size = tcgetwinsize(io::stdout().as_fd()).ok().map(|size| (size.ws_col, size.ws_row));
+        let size = now();
         if let Some((columns, rows)) = size.filter(|_| size != last)
             && outgoing.send(streams::resize(columns, rows)).await.is_err()
         {

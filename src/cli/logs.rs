@@ -187,16 +187,17 @@ async fn pods(cx: &Context, flags: &Flags) -> Result<(Vec<Value>, bool)> {
         1 | 2 => names.remove(0),
         _ => bail!("expected 'logs [-f] [-p] (POD | TYPE/NAME) [-c CONTAINER]'"),
     };
-    let (pods, of_workload) = pods_of(cx, &name, &flags.pod_running_timeout).await?;
+    let Found { pods, of_workload, .. } = pods_of(cx, &name, &flags.pod_running_timeout).await?;
     if flags.all_pods && of_workload {
         return Ok((pods, true));
     }
     Ok((vec![first(cx, pods)?], flags.prefix))
 }
 
-/// The pod that `POD` or `TYPE/NAME` means; of a workload's, the one most likely to have something to say.
-pub async fn pod_of(cx: &Context, name: &str, running_timeout: &str) -> Result<Value> {
-    first(cx, pods_of(cx, name, running_timeout).await?.0)
+/// The pod that `POD` or `TYPE/NAME` means, of a workload's the one most likely to have something to say, and the object that was named.
+pub async fn pod_of(cx: &Context, name: &str, running_timeout: &str) -> Result<(Value, Value)> {
+    let Found { pods, object, .. } = pods_of(cx, name, running_timeout).await?;
+    Ok((pods.into_iter().next().ok_or_else(|| anyhow!("there is no pod"))?, object))
 }
 
 fn first(cx: &Context, pods: Vec<Value>) -> Result<Value> {
@@ -208,8 +209,14 @@ fn first(cx: &Context, pods: Vec<Value>) -> Result<Value> {
     Ok(pod)
 }
 
-/// The pods that `POD` or `TYPE/NAME` means, at least one, and whether it is a workload's name.
-async fn pods_of(cx: &Context, name: &str, running_timeout: &str) -> Result<(Vec<Value>, bool)> {
+/// What `POD` or `TYPE/NAME` means: at least one pod.
+struct Found {
+    pods: Vec<Value>,
+    object: Value,
+    of_workload: bool,
+}
+
+async fn pods_of(cx: &Context, name: &str, running_timeout: &str) -> Result<Found> {
     let client = cx.client()?;
     let namespace = cx.namespace()?;
     let list_path = format!("/api/v1/namespaces/{namespace}/pods");
@@ -222,7 +229,7 @@ async fn pods_of(cx: &Context, name: &str, running_timeout: &str) -> Result<(Vec
         _ => error,
     })?;
     if &*resource.plural == "pods" {
-        return Ok((vec![object], false));
+        return Ok(Found { pods: vec![object.clone()], object, of_workload: false });
     }
     let selector = match &*resource.kind {
         "Service" | "ReplicationController" => super::table::labels_text(&object["spec"]["selector"]),
@@ -250,7 +257,7 @@ async fn pods_of(cx: &Context, name: &str, running_timeout: &str) -> Result<(Vec
             (pod["spec"]["nodeName"].is_null(), phase, !ready, pod["metadata"]["creationTimestamp"].as_str().unwrap_or_default().to_owned())
         });
         if !pods.is_empty() {
-            return Ok((pods, true));
+            return Ok(Found { pods, object, of_workload: true });
         }
         if Instant::now() + PAUSE > deadline {
             bail!("timed out waiting for the condition: {}/{name} has no pods", resource.plural);
@@ -295,7 +302,7 @@ fn listed(init: &[String], main: &[String], debug: &[String]) -> String {
 }
 
 /// Prints a log as it comes, a whole line at a time if lines carry a head.
-async fn copy(cx: &Context, path: &str, query: &Query, head: &str) -> Result<()> {
+pub async fn copy(cx: &Context, path: &str, query: &Query, head: &str) -> Result<()> {
     let mut body = cx.client()?.stream(path, query).await?;
     let mut line = Vec::new();
     while let Some(frame) = body.frame().await {

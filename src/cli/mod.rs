@@ -3,6 +3,7 @@
 
 mod apply;
 mod args;
+mod attach;
 mod auth;
 mod backup;
 mod change;
@@ -394,7 +395,7 @@ const FAMILIES: [(&str, &str); 6] = [
 ];
 
 /// What kubectl has and this program has not.
-const ABSENT: [&str; 9] = ["attach", "port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
+const ABSENT: [&str; 8] = ["port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
 
 fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");

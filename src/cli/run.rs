@@ -1,19 +1,24 @@
 //! `run` and `expose`: a pod from an image, a Service from what there is already.
 
-use anyhow::{Result, anyhow, bail};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, anyhow, bail};
 use argh::{ArgsInfo, FromArgs};
 use serde_json::{Map, Value, json};
 
-use super::Context;
 use super::create::{Shown, send};
 use super::generate::deployment_object;
 use super::manifest::{Sources, file_flags};
 use super::output::{DryRun, Form};
 use super::select::{self, Wanted};
-use crate::client::{Query, Resource, refusal};
+use super::{Context, attach, delete, follow, logs};
+use crate::api::meta;
+use crate::client::{Query, Resource, is_not_found, refusal};
 
 pub const RUN_EXAMPLES: &str = "edgectl run web --image=nginx --port=80
 edgectl run once --image=busybox --restart=Never -- echo hello
+# A shell in a pod of its own, which goes when the shell ends
+edgectl run -it --rm shell --image=busybox --restart=Never
 # A Deployment, as run made one in former times
 edgectl run web --image=nginx --replicas=2";
 
@@ -68,8 +73,17 @@ pub struct RunFlags {
     #[argh(switch, short = 't')]
     tty: bool,
     /// attach to the container
+    #[argh(option, arg_name = "true|false")]
+    attach: Option<String>,
+    /// keep standard input open when the first that is attached leaves
     #[argh(switch)]
-    attach: bool,
+    leave_stdin_open: bool,
+    /// only what the container prints
+    #[argh(switch, short = 'q')]
+    quiet: bool,
+    /// how long to wait until the pod runs
+    #[argh(option, default = "\"1m0s\".to_owned()")]
+    pod_running_timeout: String,
     /// delete the pod when it has ended
     #[argh(switch)]
     rm: bool,
@@ -89,14 +103,22 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
         bail!("NAME is required for run\nSee 'edgectl run -h' for help and examples")
     };
     let Some(image) = flags.image.as_deref().filter(|image| !image.is_empty()) else { bail!("required flag(s) \"image\" not set") };
-    if flags.attach || flags.stdin || flags.rm {
-        bail!("attaching to a container (-i, --attach, --rm) is not available; run the pod without it and read its logs");
+    let help = "See 'edgectl run -h' for help and examples";
+    if flags.tty && !flags.stdin {
+        bail!("-i/--stdin is required for containers with -t/--tty=true\n{help}");
+    }
+    let attach = flags.is_attached();
+    if flags.rm && !attach {
+        bail!("--rm should only be used for attached containers\n{help}");
     }
     if flags.expose && flags.port.is_none() {
         bail!("--port must be set when exposing a service");
     }
     let form = Form::parse(flags.output.as_deref(), None)?;
     let dry_run = DryRun::parse(flags.dry_run.as_deref())?;
+    if attach && dry_run != DryRun::None {
+        bail!("--dry-run=[server|client] can't be used with attached containers options (--attach, --stdin, or --tty)\n{help}");
+    }
     let deployment = flags.replicas.is_some() || flags.generator.as_deref().is_some_and(|generator| generator.starts_with("deployment"));
     let mut object = if deployment {
         let mut object = deployment_object(name, &[image], flags.replicas.unwrap_or(1), flags.port.unwrap_or(-1), &[]);
@@ -135,6 +157,7 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
     let namespace = cx.namespace()?;
     let query = Query::new().with("fieldManager", &flags.field_manager).with("dryRun", dry_run.query());
     let mut shown = Shown::new(cx, &form, false);
+    let mut sent = Vec::new();
     for mut object in made {
         if let Some(asked) = cx.namespace_flag() {
             object["metadata"]["namespace"] = asked.into();
@@ -142,10 +165,91 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
         let resource =
             super::known(&object["kind"].as_str().unwrap_or_default().to_lowercase()).ok_or_else(|| anyhow!("no such resource"))?;
         let object = send(cx, &resource, &namespace, &object, &query, dry_run).await?;
-        shown.object(&resource, object, "created", dry_run)?;
+        match attach {
+            true => sent.push((resource, object)),
+            false => shown.object(&resource, object, "created", dry_run)?,
+        }
     }
     shown.end()?;
-    Ok(0)
+    if !attach {
+        return Ok(0);
+    }
+    let ended = attached(cx, &flags, sent.iter().find(|(resource, _)| &*resource.plural != "services")).await;
+    for (resource, object) in sent.iter().filter(|_| flags.rm) {
+        let (namespace, name) = (meta::namespace(object), meta::name(object));
+        match cx.client()?.delete(&resource.path(namespace, name), &delete::options(None, -1, DryRun::None)?).await {
+            Ok(_) if flags.quiet => {}
+            Ok(_) => cx.println(&format!("{} {name:?} deleted from {namespace} namespace", resource.qualified_singular()))?,
+            Err(error) if is_not_found(&error) => {}
+            Err(error) => cx.fail(&error),
+        }
+    }
+    let (code, why) = ended?;
+    if !why.is_empty() {
+        cx.note(why.trim_end());
+    }
+    Ok(code)
+}
+
+impl RunFlags {
+    fn is_attached(&self) -> bool {
+        self.attach.as_deref().map_or(self.stdin, |attach| attach == "true")
+    }
+}
+
+/// Attaches to what was made until it ends; answers its exit code if it is not to run again, and a sentence about one that is not 0.
+async fn attached(cx: &Context, flags: &RunFlags, made: Option<&(Resource, Value)>) -> Result<(u8, String)> {
+    let (resource, object) = made.context("nothing was made")?;
+    let object = match &*resource.plural {
+        "pods" => object.clone(),
+        _ => logs::pod_of(cx, &format!("{}/{}", resource.plural, meta::name(object)), &flags.pod_running_timeout).await?.0,
+    };
+    let (namespace, name) = (meta::namespace(&object), meta::name(&object));
+    let pods = super::known("pods").context("no pods")?;
+    let has_ended = |pod: &Value| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let until = async |is_so: &dyn Fn(&Value) -> bool, deadline: Option<Instant>| {
+        let judge = |pod: Option<&Value>| match pod {
+            None => bail!("pods {name:?} not found"),
+            Some(pod) => Ok(is_so(pod).then(|| pod.clone())),
+        };
+        follow::until(cx.client()?, &pods, namespace, name, deadline, judge).await?.context("timed out waiting for the condition")
+    };
+    let is_ready = |pod: &Value| {
+        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    let deadline = Instant::now() + cx.duration("--pod-running-timeout", &flags.pod_running_timeout)?;
+    let pod = until(&|pod| has_ended(pod) || pod["status"]["phase"] == "Running" && is_ready(pod), Some(deadline)).await?;
+    let container = pod["spec"]["containers"][0]["name"].as_str().unwrap_or_default();
+    let log = async || {
+        let query = Query::new().with("container", container);
+        logs::copy(cx, &format!("/api/v1/namespaces/{namespace}/pods/{name}/log"), &query, "").await
+    };
+    if has_ended(&pod) {
+        log().await?;
+    } else {
+        let manner = attach::Manner { stdin: flags.stdin, tty: flags.tty, quiet: flags.quiet };
+        if let Err(error) = attach::session(cx, &pod, Some(container), manner).await {
+            cx.note(&format!("warning: couldn't attach to pod/{name}, falling back to streaming logs: {error:#}"));
+            log().await?;
+        }
+    }
+    if flags.leave_stdin_open || pod["spec"]["restartPolicy"] == "Always" {
+        return Ok((0, String::new()));
+    }
+    let pod = until(&has_ended, None).await?;
+    if pod["status"]["phase"] == "Succeeded" {
+        return Ok((0, String::new()));
+    }
+    let terminated = &pod["status"]["containerStatuses"][0]["state"]["terminated"];
+    match terminated["exitCode"].as_i64() {
+        None | Some(0) => bail!("pod {namespace}/{name} failed with unknown exit code"),
+        Some(code) => {
+            let text = |key: &str| terminated[key].as_str().unwrap_or_default();
+            let why = format!("pod {namespace}/{name} terminated ({})\n{}", text("reason"), text("message"));
+            Ok((u8::try_from(code).unwrap_or(1), why))
+        }
+    }
 }
 
 fn pod(name: &str, image: &str, flags: &RunFlags, command: &[String]) -> Result<Value> {
@@ -184,8 +288,12 @@ fn finish(container: &mut Value, flags: &RunFlags, command: &[String]) -> Result
     if flags.privileged {
         container["securityContext"] = json!({"privileged": true});
     }
-    if flags.tty {
-        container["tty"] = true.into();
+    for (field, is_set) in
+        [("stdin", flags.stdin), ("stdinOnce", flags.stdin && flags.is_attached() && !flags.leave_stdin_open), ("tty", flags.tty)]
+    {
+        if is_set {
+            container[field] = true.into();
+        }
     }
     Ok(())
 }

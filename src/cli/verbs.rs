@@ -10,6 +10,8 @@ use super::Context;
 use super::{
     apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
     get, image, init, join, labels, logs, nodes, reset, rollout, run, set, token, up, wait,
+    apply, attach, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
+    get, image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -465,6 +467,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 exec::EXAMPLES,
                 exec::Flags,
                 exec::run
+            ),
+            verb!(
+                "attach",
+                "Attach to a running container",
+                "attach (POD | TYPE/NAME) [-c CONTAINER] [-i] [-t]",
+                attach::EXAMPLES,
+                attach::Flags,
+                attach::run
             ),
             verb!(
                 "events",

@@ -371,14 +371,20 @@ impl Client {
         *request.headers_mut() = self.0.headers.clone();
         websocket::ask(request.headers_mut(), protocols)?;
         let asked = request.headers().clone();
-        let (answer, upgraded) = self.0.wire.upgrade(request).await.map_err(|why| self.unreachable(why))?;
-        let Some(upgraded) = upgraded else {
-            let code = answer.status().as_u16();
-            let text = body::read_all(answer.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
-            return Err(anyhow!(Refusal::read(code, &text)));
-        };
-        websocket::check(&asked, answer.headers())?;
+        let (answered, upgraded) = self.switched(request).await?;
+        websocket::check(&asked, &answered)?;
         Ok(websocket::client(upgraded, message_bytes_max).await)
+    }
+
+    /// Sends a request to switch; an answer that does not is a [`Refusal`].
+    async fn switched(&self, request: Request<Body>) -> Result<(HeaderMap, Upgraded)> {
+        let (answer, upgraded) = self.0.wire.upgrade(request).await.map_err(|why| self.unreachable(why))?;
+        if let Some(upgraded) = upgraded {
+            return Ok((answer.headers().clone(), upgraded));
+        }
+        let code = answer.status().as_u16();
+        let text = body::read_all(answer.into_body(), ANSWER_BYTES_MAX).await.unwrap_or_default();
+        Err(anyhow!(Refusal::read(code, &text)))
     }
 
     /// Starts a GET whose answer is read as it comes: logs.

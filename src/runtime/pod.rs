@@ -17,14 +17,14 @@ use smol::Async;
 
 use super::cgroup::Cgroup;
 use super::seal;
-use super::shim::protocol::{Arrived, Create, Exec, ExecUser, Inbox, Reply, Request, encode, send};
+use super::shim::protocol::{Arrived, Attach, Create, Exec, ExecUser, Inbox, Reply, Request, encode, send};
 use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
 use super::spec::{Namespace, NamespaceKind, Root, Spec};
 use crate::base::file;
 use crate::base::time::Timestamp;
 
 pub use super::shim::PodConfig;
-pub use super::shim::protocol::Rootfs;
+pub use super::shim::protocol::{AttachInput, Rootfs};
 #[cfg(test)]
 pub use super::shim::status::Exit;
 pub use super::shim::status::{ContainerState, ContainerStatus};
@@ -104,6 +104,13 @@ pub struct ExecProcess {
     pub pid: i32,
     /// The controlling side of its terminal: read, write, and set its size with TIOCSWINSZ.
     pub terminal: Option<OwnedFd>,
+}
+
+/// A client attached to a container's first process. Dropping it lets go.
+pub struct Attached {
+    client: Client,
+    /// The container's terminal, or else the write end of its standard input if that is there.
+    pub input: Option<OwnedFd>,
 }
 
 /// The exits of a pod's containers: first those that have happened, then each as it does. A status that has been seen may come again after a reconnect.
@@ -258,6 +265,17 @@ impl Pod {
         }
     }
 
+    /// Shows what a running container prints from now on, on the pipes that are given for its standard output and error.
+    pub async fn attach(&self, id: &str, input: AttachInput, [stdout, stderr]: [Option<OwnedFd>; 2]) -> Result<Attached> {
+        let request = Request::Attach(Attach { container: id.to_owned(), input, stdout: stdout.is_some(), stderr: stderr.is_some() });
+        let mut client = self.client().await?;
+        let fds = stdout.into_iter().chain(stderr).collect();
+        match client.ask(&request, fds).await.with_context(|| format!("attach to container {id}"))? {
+            (Reply::Attached, fds) => Ok(Attached { client, input: fds.into_iter().next() }),
+            (other, _) => Err(unexpected(other)),
+        }
+    }
+
     #[cfg(test)]
     /// The size of a container's terminal in characters.
     pub async fn resize(&self, id: &str, columns: u16, rows: u16) -> Result<()> {
@@ -322,6 +340,19 @@ impl ExecProcess {
     pub async fn wait(mut self) -> Result<i32> {
         match self.client.next().await?.0 {
             Reply::Ended { code } => Ok(code),
+            other => Err(unexpected(other)),
+        }
+    }
+}
+
+impl Attached {
+    /// Waits for the container to exit.
+    ///
+    /// # Errors
+    /// When what it prints was not read as fast as it came, among others.
+    pub async fn wait(mut self) -> Result<()> {
+        match self.client.next().await?.0 {
+            Reply::Ended { .. } => Ok(()),
             other => Err(unexpected(other)),
         }
     }

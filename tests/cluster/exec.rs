@@ -1,4 +1,4 @@
-//! Commands in running containers, by edgectl and by the kubectls of two Debian releases: input, output, exit codes, terminals. All of
+//! Commands in running containers, by edgectl and by the kubectls of three Debian releases, of which the oldest speaks SPDY: input, output, exit codes, terminals. All of
 //! it goes through the connection that the agent dialled.
 
 use std::io::Write;
@@ -19,7 +19,7 @@ spec:
 "#;
 
 /// What runs a command, with `input` as its standard input.
-fn run(lab: &Lab, program: &str, words: &[&str], input: &[u8]) -> Output {
+pub fn run(lab: &Lab, program: &str, words: &[&str], input: &[u8]) -> Output {
     let mut command = Command::new(program);
     command.args(words).env("KUBECONFIG", lab.kubeconfig()).env("HOME", lab.file(""));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -78,7 +78,7 @@ fn commands_run_in_containers() {
     let lab = cluster("exec");
     apply(&lab, POD);
     wait(&lab, "shell", "Running", |pod| phase(pod) == "Running");
-    for program in [env!("CARGO_BIN_EXE_edgectl"), &kubectl("sid"), &kubectl("trixie")] {
+    for program in [env!("CARGO_BIN_EXE_edgectl"), &kubectl("sid"), &kubectl("trixie"), &kubectl("bookworm")] {
         check(&lab, program);
     }
     // The command ends with its client.

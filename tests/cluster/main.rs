@@ -2,6 +2,7 @@
 //! name and a kubeconfig of its own, and ends by showing that nothing of it is left. They need root.
 
 mod api;
+mod attach;
 mod autonomy;
 mod backup;
 mod crash;

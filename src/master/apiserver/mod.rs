@@ -176,13 +176,11 @@ impl Server {
                 logs::answer(&self.nodes, &pod, query).await
             }
             ("token", Verb::Create) => self.token(&call, &body.read().await?),
-            ("exec", Verb::Get | Verb::Create) => {
+            (what @ ("exec" | "attach"), Verb::Get | Verb::Create) => {
                 let pod = self.objects.get(resource, call.namespace, call.name)?.value();
-                exec::answer(&self.nodes, &pod, query, parts).await
+                exec::answer(&self.nodes, what, &pod, query, parts).await
             }
-            ("attach" | "portforward" | "proxy", _) => {
-                Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource)))
-            }
+            ("portforward" | "proxy", _) => Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource))),
             (_, verb) => subresources::answer(&call, verb, &body.read().await?).await,
         }
     }

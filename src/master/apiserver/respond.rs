@@ -6,7 +6,7 @@ use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use hyper::Response;
-use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY};
+use hyper::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, VARY};
 use serde_json::Value;
 
 use crate::api::status::Status;
@@ -45,6 +45,13 @@ pub fn status(status: &Status) -> Response<Body> {
     if status.details.retry_after_seconds > 0 {
         response.headers_mut().insert(RETRY_AFTER, status.details.retry_after_seconds.into());
     }
+    response
+}
+
+/// Refuses a switch to SPDY: which protocols are ours, in headers, and in words.
+pub fn no_common_protocol((headers, why): (HeaderMap, String)) -> Response<Body> {
+    let mut response = text(403, why);
+    response.headers_mut().extend(headers);
     response
 }
 

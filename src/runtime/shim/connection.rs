@@ -21,6 +21,8 @@ pub enum Waits {
     Worker,
     /// The process that it executed, by its PID.
     Process(i32),
+    /// The container that it is attached to to exit, by its number.
+    Attached(u32),
     /// Containers to exit, for as long as it likes.
     Events,
 }

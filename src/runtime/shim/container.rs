@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 
 use super::log::{Log, Stream};
+use super::protocol::{Attach, AttachInput};
 use super::status::{ContainerState, ContainerStatus, Exit};
 use crate::base::time::Timestamp;
 
@@ -25,6 +26,8 @@ pub struct Container {
     pub outputs: [Option<OwnedFd>; 2],
     /// The write end of standard input, held open for a container that asked for one.
     pub stdin: Option<OwnedFd>,
+    /// Those who see what it prints as it comes.
+    pub viewers: Vec<Viewer>,
     pub log: Log,
     pub losing_lines: bool,
     pub tty: bool,
@@ -34,6 +37,14 @@ pub struct Container {
     pub ended: Option<WaitStatus>,
     /// The connection that asked for its removal while it still ran.
     pub removal: Option<Option<u32>>,
+}
+
+/// A client that is attached. Its pipes are never waited for: what they do not take at once it misses, so it is sent away.
+pub struct Viewer {
+    /// The number of its connection.
+    pub client: u32,
+    outputs: [Option<OwnedFd>; 2],
+    is_behind: bool,
 }
 
 impl Container {
@@ -87,7 +98,10 @@ impl Container {
                     self.logged(|log| log.finish(stream, now));
                     return false;
                 }
-                Ok(_) => self.logged(|log| log.write(stream, &chunk, now)),
+                Ok(_) => {
+                    self.logged(|log| log.write(stream, &chunk, now));
+                    self.viewers.iter_mut().for_each(|viewer| viewer.show(stream, &chunk));
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return false,
             }
@@ -107,11 +121,46 @@ impl Container {
         }
     }
 
+    /// Lets a client see what is printed from now on; answers the terminal, or standard input as far as it is to be had.
+    pub fn attach(&mut self, client: u32, attach: &Attach, fds: Vec<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+        let mut fds = fds.into_iter();
+        let mut output = |is_wanted: bool| is_wanted.then(|| fds.next().ok_or(io::ErrorKind::InvalidInput)).transpose();
+        let outputs = [output(attach.stdout)?, output(attach.stderr)?];
+        for output in outputs.iter().flatten() {
+            rustix::io::ioctl_fionbio(output, true)?;
+        }
+        let input = match attach.input {
+            _ if self.tty => self.outputs[0].as_ref().map(OwnedFd::try_clone).transpose()?,
+            AttachInput::Not => None,
+            AttachInput::Shared => self.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
+            AttachInput::Given => self.stdin.take(),
+        };
+        self.viewers.push(Viewer { client, outputs, is_behind: false });
+        Ok(input)
+    }
+
+    /// Lets go of the viewers that could not take what was printed; answers their numbers.
+    pub fn viewers_behind(&mut self) -> Vec<u32> {
+        self.viewers.extract_if(.., |viewer| viewer.is_behind).map(|viewer| viewer.client).collect()
+    }
+
     /// Sets the size of its terminal in characters.
     pub fn resize(&self, columns: u16, rows: u16) -> io::Result<()> {
         let terminal = self.outputs[0].as_ref().filter(|_| self.tty).ok_or(io::ErrorKind::NotConnected)?;
         let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         Ok(rustix::termios::tcsetwinsize(terminal.as_fd(), size)?)
+    }
+}
+
+impl Viewer {
+    fn show(&mut self, stream: Stream, chunk: &[u8]) {
+        let Some(output) = &self.outputs[stream as usize] else { return };
+        match rustix::io::write(output, chunk) {
+            Ok(written) if written == chunk.len() => {}
+            Ok(_) | Err(rustix::io::Errno::AGAIN) => self.is_behind = true,
+            // It has closed this one, and may read the other.
+            Err(_) => self.outputs[stream as usize] = None,
+        }
     }
 }
 

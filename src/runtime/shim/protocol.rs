@@ -50,6 +50,9 @@ pub enum Request {
     /// With three descriptors, or none for a terminal. Answered with `Started` (the terminal's descriptor on it), later with `Ended`; closing the connection kills
     /// the process.
     Exec(Exec),
+    /// To a running container, with one descriptor for each output that is wanted: what it prints from now on is written there as well. Answered with `Attached` (on it
+    /// the descriptor of its terminal, or of its standard input if that is asked for and open), later with `Ended`, or with `Failed` for who reads too slowly.
+    Attach(Attach),
     /// The size of a container's terminal in characters.
     Resize {
         container: String,
@@ -105,6 +108,26 @@ pub struct ExecUser {
     pub additional_gids: Vec<u32>,
 }
 
+#[derive(Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Attach {
+    pub container: String,
+    pub input: AttachInput,
+    pub stdout: bool,
+    pub stderr: bool,
+}
+
+/// What is to become of a container's standard input.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub enum AttachInput {
+    Not,
+    /// It stays open when the client goes.
+    Shared,
+    /// It is the client's alone, and ends with it.
+    Given,
+}
+
 /// What a shim answers.
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -120,6 +143,7 @@ pub enum Reply {
     Started {
         pid: i32,
     },
+    Attached,
     Ended {
         code: i32,
     },

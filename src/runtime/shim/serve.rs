@@ -18,7 +18,7 @@ use super::connection::{Connection, Waits};
 use super::container::{Container, exit_code};
 use super::jobs;
 use super::log::{Log, Stream};
-use super::protocol::{Create, Exec, FDS_MAX, Reply, Request};
+use super::protocol::{Attach, Create, Exec, FDS_MAX, Reply, Request};
 use super::status::{ContainerState, ContainerStatus};
 use super::usage;
 use super::worker::{Made, Worker};
@@ -32,6 +32,11 @@ const CONNECTIONS_MAX: usize = 64;
 
 /// Containers of one pod, exited ones that are not removed yet included.
 const CONTAINERS_MAX: usize = 128;
+
+/// Clients attached at once to the containers of one pod. Each holds one of the connections.
+const VIEWERS_MAX: usize = 32;
+
+const TOO_SLOW: &str = "the container prints faster than it is read here: what it prints further is in its log";
 
 /// Connections and containers are named by numbers never used again, so that what is gone cannot be mistaken for what came after.
 type Number = u32;
@@ -108,9 +113,17 @@ impl Shim {
                         if let Some(container) = self.containers.get_mut(&number) {
                             container.copy_output(stream, Timestamp::now());
                         }
+                        self.send_away_slow_viewers(number);
                     }
                 }
             }
+        }
+    }
+
+    fn send_away_slow_viewers(&mut self, number: Number) {
+        let behind = self.containers.get_mut(&number).map(Container::viewers_behind).unwrap_or_default();
+        for client in behind {
+            self.answer(client, &Reply::Failed(TOO_SLOW.to_owned()), None);
         }
     }
 
@@ -214,6 +227,7 @@ impl Shim {
             Request::Start { container } => self.start(client, &container).map(|()| None),
             Request::Remove { container } => self.remove(client, &container).map(|()| None),
             Request::Exec(exec) => self.exec(client, exec, fds).map(|()| None),
+            Request::Attach(attach) => self.attach(client, &attach, fds).map(|()| None),
         }
     }
 
@@ -274,6 +288,7 @@ impl Shim {
             pidfd: None,
             outputs: pipes.outputs,
             stdin: pipes.stdin,
+            viewers: Vec::new(),
             log,
             losing_lines: false,
             tty,
@@ -333,6 +348,21 @@ impl Shim {
         let state = self.folder.join(STATE);
         let kept: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         self.begin(client, Task::Exec, &kept, |stdio| jobs::exec(&state, &exec, stdio))
+    }
+
+    fn attach(&mut self, client: Number, attach: &Attach, fds: Vec<OwnedFd>) -> Result<()> {
+        if self.connections.values().filter(|connection| matches!(connection.waits, Waits::Attached(_))).count() >= VIEWERS_MAX {
+            bail!("{VIEWERS_MAX} clients are attached to the pod, as many as may be");
+        }
+        let number = self.find(&attach.container)?;
+        let container = self.containers.get_mut(&number).context("the container is gone")?;
+        if !matches!(container.status.state, ContainerState::Running { .. }) {
+            bail!("container {} is not running", attach.container);
+        }
+        let input = container.attach(client, attach, fds).context("take the client's pipes")?;
+        self.wait_for(client, Waits::Attached(number));
+        self.reply(client, &Reply::Attached, input);
+        Ok(())
     }
 
     fn begin(&mut self, client: Number, task: Task, kept: &[BorrowedFd], body: impl FnOnce(Vec<OwnedFd>) -> Result<Made>) -> Result<()> {
@@ -471,6 +501,13 @@ impl Shim {
             log::error!("container={} write record: {error}", container.status.id);
         }
         let (exited, removal) = (Reply::Exited(container.status.clone()), container.removal);
+        self.send_away_slow_viewers(number);
+        if let Some(container) = self.containers.get_mut(&number) {
+            container.viewers = Vec::new();
+        }
+        for client in self.waiting(Waits::Attached(number)) {
+            self.answer(client, &Reply::Ended { code: exit_code(status).0 }, None);
+        }
         for client in self.waiting(Waits::Events) {
             self.reply(client, &exited, None);
         }
@@ -520,6 +557,11 @@ impl Shim {
         let Some(connection) = self.connections.remove(&number) else { return };
         if let Waits::Process(pid) = connection.waits {
             kill_child(pid);
+        }
+        if let Waits::Attached(container) = connection.waits
+            && let Some(container) = self.containers.get_mut(&container)
+        {
+            container.viewers.retain(|viewer| viewer.client != number);
         }
         for job in self.jobs.iter_mut().filter(|job| job.client == Some(number)) {
             job.client = None;
