@@ -12,6 +12,7 @@ mod machine;
 mod node;
 mod peers;
 mod policy;
+mod port_forward;
 mod preload;
 mod recorder;
 mod report;

@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 /// The protocols that are spoken, the best one first. The fifth version can close one channel alone.
 pub const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 
+/// What SPDY's streams hold for `port-forward`, and SPDY for that within a WebSocket.
+pub const PORT_FORWARD: &str = "portforward.k8s.io";
+pub const PORT_FORWARD_TUNNELLED: &str = "SPDY/3.1+portforward.k8s.io";
+
 pub const STDIN: u8 = 0;
 pub const STDOUT: u8 = 1;
 pub const STDERR: u8 = 2;

@@ -34,6 +34,7 @@ mod manifest;
 mod nodes;
 mod output;
 mod reset;
+mod port_forward;
 mod rollout;
 mod run;
 mod select;
@@ -395,7 +396,7 @@ const FAMILIES: [(&str, &str); 6] = [
 ];
 
 /// What kubectl has and this program has not.
-const ABSENT: [&str; 8] = ["port-forward", "cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
+const ABSENT: [&str; 7] = ["cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
 
 fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");

@@ -11,7 +11,7 @@ use super::{
     apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
     get, image, init, join, labels, logs, nodes, reset, rollout, run, set, token, up, wait,
     apply, attach, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
-    get, image, init, join, labels, logs, nodes, rollout, run, set, token, up, wait,
+    get, image, init, join, labels, logs, nodes, port_forward, rollout, run, set, token, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -475,6 +475,14 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 attach::EXAMPLES,
                 attach::Flags,
                 attach::run
+            ),
+            verb!(
+                "port-forward",
+                "Forward one or more local ports to a pod",
+                "port-forward TYPE/NAME [LOCAL_PORT:]REMOTE_PORT [...[LOCAL_PORT_N:]REMOTE_PORT_N]",
+                port_forward::EXAMPLES,
+                port_forward::Flags,
+                port_forward::run
             ),
             verb!(
                 "events",

@@ -25,7 +25,7 @@ use crate::wire::body::{self, Body};
 use crate::wire::client::{Client as Wire, Endpoint};
 use crate::wire::dial::Dialer;
 use crate::wire::tls::{self, Identity, Trust};
-use crate::wire::websocket;
+use crate::wire::{spdy, websocket};
 
 pub use discovery::Resource;
 pub use failure::{Refusal, Unreachable, is_not_found, refusal};
@@ -374,6 +374,17 @@ impl Client {
         let (answered, upgraded) = self.switched(request).await?;
         websocket::check(&asked, &answered)?;
         Ok(websocket::client(upgraded, message_bytes_max).await)
+    }
+
+    /// Switches to SPDY at `path`, for streams of this protocol.
+    ///
+    /// # Errors
+    /// If the server cannot be reached, or refuses.
+    pub async fn spdy(&self, path: &str, protocol: &'static str) -> Result<spdy::Session> {
+        let mut request = Request::post(format!("{}{path}", self.0.prefix)).body(Body::empty())?;
+        *request.headers_mut() = self.0.headers.clone();
+        spdy::ask(request.headers_mut(), protocol);
+        Ok(spdy::over(self.switched(request).await?.1, spdy::Side::Client))
     }
 
     /// Sends a request to switch; an answer that does not is a [`Refusal`].

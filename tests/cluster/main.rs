@@ -15,6 +15,7 @@ mod node;
 mod nodes;
 mod pods;
 mod policy;
+mod port_forward;
 mod pull;
 mod reset;
 mod services;

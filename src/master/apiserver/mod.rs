@@ -11,6 +11,7 @@ mod exec;
 mod list;
 mod logs;
 mod negotiate;
+mod port_forward;
 mod query;
 mod respond;
 mod routes;
@@ -180,7 +181,11 @@ impl Server {
                 let pod = self.objects.get(resource, call.namespace, call.name)?.value();
                 exec::answer(&self.nodes, what, &pod, query, parts).await
             }
-            ("portforward" | "proxy", _) => Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource))),
+            ("portforward", Verb::Get | Verb::Create) => {
+                let pod = self.objects.get(resource, call.namespace, call.name)?.value();
+                port_forward::answer(&self.nodes, &pod, query, parts).await
+            }
+            ("proxy", _) => Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource))),
             (_, verb) => subresources::answer(&call, verb, &body.read().await?).await,
         }
     }

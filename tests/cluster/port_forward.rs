@@ -1,0 +1,180 @@
+//! Ports of pods at this machine, by edgectl and by the kubectls of three Debian releases, which speak SPDY or SPDY within a WebSocket:
+//! many connections at once, each direction with its own end, and what is said when nobody listens. The pods listen on 127.0.0.1 only,
+//! so nothing but their own network namespace leads there.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use crate::api::kubectl;
+use crate::lab::{Lab, text, wait_until};
+use crate::pods::{apply, cluster};
+
+/// At once, over one connection to the API server.
+const CONNECTIONS: usize = 40;
+
+const MANIFEST: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+      - name: httpd
+        image: busybox
+        imagePullPolicy: Never
+        command: [sh, -c, "mkdir /www && hostname > /www/index.html && exec httpd -f -p 127.0.0.1:8080 -h /www"]
+        ports: [{name: http, containerPort: 8080}]
+      - {name: count, image: busybox, imagePullPolicy: Never, command: [nc, -ll, -p, "9000", -e, wc, -c]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{name: plain, port: 80, targetPort: http}]
+"#;
+
+/// A client that forwards ports.
+struct Forwarding {
+    child: Child,
+    files: [PathBuf; 2],
+}
+
+impl Forwarding {
+    fn new(lab: &Lab, program: &str, words: &[&str]) -> Self {
+        let files = ["out", "err"].map(|kind| lab.file(&format!("forwarding.{kind}")));
+        let [out, err] = [0, 1].map(|at| File::create(&files[at]).unwrap());
+        let mut command = Command::new(program);
+        command.arg("port-forward").args(words).env("KUBECONFIG", lab.kubeconfig()).env("HOME", lab.file(""));
+        Self { child: command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().unwrap(), files }
+    }
+
+    fn said(&self) -> [String; 2] {
+        [0, 1].map(|at| text(&fs::read(&self.files[at]).unwrap()))
+    }
+
+    /// The port here that leads to the pod's.
+    fn port(&self, remote: u16) -> u16 {
+        let find = || {
+            let said = self.said();
+            let line =
+                said[0].lines().find(|line| line.starts_with("Forwarding from 127.0.0.1:") && line.ends_with(&format!(" -> {remote}")));
+            line.map(|line| line.split([':', ' ']).nth(3).unwrap().parse().unwrap())
+        };
+        wait_until("the port is forwarded", || {
+            find().is_some() || {
+                assert!(self.said()[1].is_empty(), "{:?}", self.said());
+                false
+            }
+        });
+        find().unwrap()
+    }
+
+    fn ends(mut self) -> [String; 2] {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.said()
+    }
+}
+
+/// What comes back for what is sent, which ends when it is sent.
+fn exchange(port: u16, sent: &[u8]) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(sent).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    // One that is cut off is told apart by what it lacks.
+    let _ = stream.read_to_string(&mut answer);
+    answer
+}
+
+fn fetch(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned()
+}
+
+fn check(lab: &Lab, program: &str, pod: &str) {
+    let forwarding = Forwarding::new(lab, program, &[&format!("pod/{pod}"), ":8080", ":9000"]);
+    let (web, count) = (forwarding.port(8080), forwarding.port(9000));
+    let fetched: Vec<_> = (0..CONNECTIONS).map(|_| thread::spawn(move || fetch(web))).collect();
+    for fetched in fetched {
+        assert_eq!(fetched.join().unwrap(), pod, "{program}: {:?}", forwarding.said());
+    }
+    // More than any buffer holds, counted once the end has come through.
+    assert_eq!(exchange(count, &vec![7; 5_000_000]), "5000000\n", "{program}: {:?}", forwarding.said());
+    let [out, error] = forwarding.ends();
+    assert_eq!(out.lines().filter(|line| *line == format!("Handling connection for {web}")).count(), CONNECTIONS, "{out}");
+    assert_eq!(error, "", "{program}");
+
+    for (words, remote) in [(["service/web", ":80"], 8080), (["svc/web", ":plain"], 8080), (["deployment/web", ":http"], 8080)] {
+        let forwarding = Forwarding::new(lab, program, &words);
+        assert_eq!(fetch(forwarding.port(remote)), pod, "{program} {words:?}");
+        forwarding.ends();
+    }
+
+    // Nobody listens there: the one connection ends, and why is told.
+    let mut forwarding = Forwarding::new(lab, program, &[&format!("pod/{pod}"), ":81"]);
+    let port = forwarding.port(81);
+    assert_eq!(fetch(port), "");
+    let expected =
+        [format!("an error occurred forwarding {port} -> 81: error forwarding port 81 to pod default/{pod}"), "refused".to_owned()];
+    wait_until("it is told", || expected.iter().all(|part| forwarding.said()[1].contains(part)));
+    // kubectl 1.20 goes on.
+    if !program.contains("bookworm") {
+        assert_eq!(forwarding.child.wait().unwrap().code(), Some(1), "{program}");
+        assert!(forwarding.said()[1].contains("error: lost connection to pod"), "{program}: {:?}", forwarding.said());
+    } else {
+        forwarding.ends();
+    }
+
+    for (words, expected) in [
+        (&["pod/nobody", "80"][..], "pods \"nobody\" not found"),
+        (&["service/web", "81"], "Service web does not have a service port 81"),
+        (&["service/web"], "TYPE/NAME and list of ports are required for port-forward"),
+        (&["pod/web", "80:0"], ""),
+        (&["--address=board", "deployment/web", ":80"], "board is not a valid IP"),
+    ] {
+        let mut forwarding = Forwarding::new(lab, program, words);
+        assert_eq!(forwarding.child.wait().unwrap().code(), Some(1), "{program} {words:?}");
+        assert!(forwarding.said()[1].contains(expected), "{program} {words:?}: {:?}", forwarding.said());
+    }
+}
+
+#[test]
+fn ports_of_pods_are_forwarded() {
+    let lab = cluster("forward");
+    apply(&lab, MANIFEST);
+    lab.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
+    let pod = lab.ok(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
+    for program in [env!("CARGO_BIN_EXE_edgectl"), &kubectl("sid"), &kubectl("trixie"), &kubectl("bookworm")] {
+        check(&lab, program, &pod);
+    }
+
+    // A node that goes ends the connections to it, and not the forwarding.
+    let forwarding = Forwarding::new(&lab, env!("CARGO_BIN_EXE_edgectl"), &["deployment/web", ":8080"]);
+    let port = forwarding.port(8080);
+    let mut idle = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_eq!(fetch(port), pod);
+    let agent = lab.daemon("agent");
+    lab.kill(agent);
+    let mut rest = Vec::new();
+    // Broken off or ended: either way it does not wait for ever.
+    let _ = idle.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    wait_until("the node is connected again", || lab.run(&["exec", "deployment/web", "--", "true"]).status.success());
+    assert_eq!(fetch(port), pod);
+    forwarding.ends();
+    lab.ok(&["delete", "deployment,service", "web"]);
+    lab.end();
+}
