@@ -20,6 +20,7 @@ mod resources;
 mod server;
 mod services;
 mod sources;
+mod stats;
 mod status;
 mod volumes;
 mod worker;
@@ -93,6 +94,7 @@ struct Node {
     ledger: Rc<Ledger>,
     dialer: Dialer,
     recorder: Recorder,
+    stats: stats::Stats,
     /// The Node's status has something new to tell.
     status_due: Cell<bool>,
     /// By the pod's uid: which containers run, and by which attempt; for logs.
@@ -170,6 +172,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         image_uses: RefCell::default(),
         ledger,
         dialer: egress.map(Dialer::within).unwrap_or_default(),
+        stats: stats::Stats::default(),
         status_due: Cell::new(false),
         runs: RefCell::default(),
         pods: RefCell::default(),

@@ -12,7 +12,7 @@ use smol::Timer;
 
 use super::Node;
 use super::logs::{self, Wanted};
-use super::{exec, port_forward};
+use super::{exec, port_forward, stats};
 use crate::base::time::Timestamp;
 use crate::wire::body::Body;
 use crate::wire::tunnel;
@@ -48,6 +48,8 @@ async fn answer(node: Rc<Node>, request: Request<Incoming>) -> Response<Body> {
     let answered = match parts.as_slice() {
         ["containerLogs", namespace, pod, container] => container_logs(&node, namespace, pod, container, &query),
         ["exec", namespace, pod, container] => exec::answer(&node, [namespace, pod, container], &query, request.into_body()).await,
+        ["stats", "summary"] => stats::summary(&node).await,
+        ["metrics", "resource"] => stats::metrics(&node).await,
         ["attach", namespace, pod, container] => exec::attach(&node, [namespace, pod, container], &query, request.into_body()).await,
         ["portForward", namespace, pod] => port_forward::answer(&node, namespace, pod, &query, request.into_body()).await,
         _ => Err((StatusCode::NOT_FOUND, format!("this node has nothing at {path}"))),
