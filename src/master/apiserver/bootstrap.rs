@@ -220,6 +220,7 @@ static ROLES: &[Role] = &[
             On(WRITE, "resource.k8s.io", "resourceclaims resourceclaimtemplates"),
         ],
     },
+    Role { name: "system:aggregated-metrics-reader", part_of: "view", sum: false, rules: &[On(READ, "metrics.k8s.io", "nodes pods")] },
     Role {
         name: "system:aggregate-to-view",
         part_of: "view",

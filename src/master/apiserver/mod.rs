@@ -10,6 +10,7 @@ mod documents;
 mod exec;
 mod list;
 mod logs;
+mod metrics;
 mod negotiate;
 mod port_forward;
 mod query;
@@ -185,6 +186,7 @@ impl Server {
                 let pod = self.objects.get(resource, call.namespace, call.name)?.value();
                 port_forward::answer(&self.nodes, &pod, query, parts).await
             }
+            ("proxy", _) if resource.plural == "nodes" => metrics::proxy(&self.nodes, &parts.method, target).await,
             ("proxy", _) => Err(Status::new(501, "NotImplemented", format!("{} is not served by this release", target.subresource))),
             (_, verb) => subresources::answer(&call, verb, &body.read().await?).await,
         }
@@ -194,6 +196,7 @@ impl Server {
     async fn answered_only(&self, call: &Call<'_>, target: &Target, body: Unread) -> Result<Response<Body>, Status> {
         let resource = call.resource;
         match (resource.plural, target.verb) {
+            (_, Verb::Get | Verb::List) if resource.group == "metrics.k8s.io" => metrics::answer(&self.nodes, call, target.verb).await,
             ("bindings", Verb::Create) => subresources::bind(call, "", &body.read().await?).await,
             (plural, Verb::Create) if review::is_review(resource.group, plural) => {
                 let mut warnings = Vec::new();
