@@ -44,6 +44,7 @@ mod table;
 mod tabwriter;
 mod three_way;
 mod token;
+mod top;
 pub mod up;
 mod verbs;
 mod wait;
@@ -347,7 +348,11 @@ fn find(words: &[String], first: &str) -> Result<&'static Verb> {
 }
 
 /// The short names that words of verbs have.
-const SHORT: [(&str, &str); 10] = [
+const SHORT: [(&str, &str); 14] = [
+    ("node", "nodes"),
+    ("node", "no"),
+    ("pod", "pods"),
+    ("pod", "po"),
     ("deployment", "deploy"),
     ("namespace", "ns"),
     ("serviceaccount", "sa"),
@@ -386,7 +391,8 @@ fn help(words: &[String]) -> Answer {
 }
 
 /// Words that do nothing alone, and what the verbs below them are for.
-const FAMILIES: [(&str, &str); 6] = [
+const FAMILIES: [(&str, &str); 7] = [
+    ("top", "Display resource (CPU/memory) usage"),
     ("set", "Set specific features on objects"),
     ("rollout", "Manage the rollout of a resource"),
     ("auth", "Ask what is allowed, and as whom"),
@@ -396,7 +402,7 @@ const FAMILIES: [(&str, &str); 6] = [
 ];
 
 /// What kubectl has and this program has not.
-const ABSENT: [&str; 7] = ["cp", "debug", "top", "proxy", "certificate", "kustomize", "plugin"];
+const ABSENT: [&str; 6] = ["cp", "debug", "proxy", "certificate", "kustomize", "plugin"];
 
 fn overview() -> String {
     let mut text = String::from("edgectl is a Kubernetes for boards, and its command line.\n");

@@ -11,7 +11,7 @@ use super::{
     apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
     get, image, init, join, labels, logs, nodes, reset, rollout, run, set, token, up, wait,
     apply, attach, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
-    get, image, init, join, labels, logs, nodes, port_forward, rollout, run, set, token, up, wait,
+    get, image, init, join, labels, logs, nodes, port_forward, rollout, run, set, token, top, up, wait,
 };
 
 /// What a verb answers: the exit code.
@@ -483,6 +483,22 @@ pub const GROUPS: &[(&str, &[Verb])] = &[
                 port_forward::EXAMPLES,
                 port_forward::Flags,
                 port_forward::run
+            ),
+            verb!(
+                "top node",
+                "Display resource (CPU/memory) usage of nodes",
+                "top node [NAME | -l label]",
+                top::NODE_EXAMPLES,
+                top::NodeFlags,
+                top::node
+            ),
+            verb!(
+                "top pod",
+                "Display resource (CPU/memory) usage of pods",
+                "top pod [NAME | -l label] [--containers] [-A]",
+                top::POD_EXAMPLES,
+                top::PodFlags,
+                top::pod
             ),
             verb!(
                 "events",

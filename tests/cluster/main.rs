@@ -19,6 +19,7 @@ mod port_forward;
 mod pull;
 mod reset;
 mod services;
+mod top;
 mod up;
 mod verbs;
 mod volumes;
