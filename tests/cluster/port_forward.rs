@@ -1,6 +1,6 @@
 //! Ports of pods at this machine, by edgectl and by the kubectls of three Debian releases, which speak SPDY or SPDY within a WebSocket:
-//! many connections at once, each direction with its own end, and what is said when nobody listens. The pods listen on 127.0.0.1 only,
-//! so nothing but their own network namespace leads there.
+//! many connections at once, each direction with its own end, and what is said when nobody listens. The pods are on a second node and
+//! listen on 127.0.0.1 only, so nothing leads there but that node's own connection to the master.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use std::thread;
 
 use crate::api::kubectl;
 use crate::lab::{Lab, text, wait_until};
-use crate::pods::{apply, cluster};
+use crate::pods::{apply, cluster_of};
 
 /// At once, over one connection to the API server.
 const CONNECTIONS: usize = 40;
@@ -26,6 +26,7 @@ spec:
     metadata: {labels: {app: web}}
     spec:
       terminationGracePeriodSeconds: 0
+      nodeName: NODE
       containers:
       - name: httpd
         image: busybox
@@ -153,8 +154,8 @@ fn check(lab: &Lab, program: &str, pod: &str) {
 
 #[test]
 fn ports_of_pods_are_forwarded() {
-    let lab = cluster("forward");
-    apply(&lab, MANIFEST);
+    let lab = cluster_of("forward", 2);
+    apply(&lab, &MANIFEST.replace("NODE", &lab.node_of(2)));
     lab.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let pod = lab.ok(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
     for program in [env!("CARGO_BIN_EXE_edgectl"), &kubectl("sid"), &kubectl("trixie"), &kubectl("bookworm")] {
@@ -166,8 +167,7 @@ fn ports_of_pods_are_forwarded() {
     let port = forwarding.port(8080);
     let mut idle = TcpStream::connect(("127.0.0.1", port)).unwrap();
     assert_eq!(fetch(port), pod);
-    let agent = lab.daemon("agent");
-    lab.kill(agent);
+    lab.daemons("agent").into_iter().for_each(|agent| lab.kill(agent));
     let mut rest = Vec::new();
     // Broken off or ended: either way it does not wait for ever.
     let _ = idle.read_to_end(&mut rest);

@@ -398,6 +398,53 @@ fn an_executed_process_dies_with_the_client_that_wanted_it() {
 }
 
 #[test]
+fn who_is_attached_sees_what_is_printed_and_holds_nothing_up() {
+    let machine = Machine::new();
+    smol::block_on(async {
+        let pod = machine.pod("attach").await;
+        let script = "cat; echo over >&2; seq 1 200000; echo done; sleep 1000";
+        start(&pod, ContainerConfig { stdin: true, ..machine.container("c", script) }).await;
+        let attach = async |input| {
+            let [out, err] = [(); 2].map(|()| std::io::pipe().unwrap());
+            let attached = pod.attach("c", input, [Some(out.1.into()), Some(err.1.into())]).await.unwrap();
+            (attached, out.0, err.0)
+        };
+        let mut buffer = [0; 64];
+        let mut read = |pipe: &mut std::io::PipeReader| {
+            let length = pipe.read(&mut buffer).unwrap();
+            String::from_utf8_lossy(&buffer[..length]).into_owned()
+        };
+        let (mut first, mut first_out, _) = attach(AttachInput::Shared).await;
+        let (second, mut second_out, mut second_err) = attach(AttachInput::Not).await;
+        assert!(second.input.is_none());
+        let mut input = File::from(first.input.take().unwrap());
+        input.write_all(b"hello\n").unwrap();
+        assert_eq!([read(&mut first_out), read(&mut second_out)], ["hello\n", "hello\n"]);
+        // Shared input outlives who used it; given input ends with whom it was given to, and is to be had once.
+        drop((first, input));
+        let (mut third, _out, _err) = attach(AttachInput::Given).await;
+        assert!(attach(AttachInput::Shared).await.0.input.is_none());
+        let mut input = File::from(third.input.take().unwrap());
+        input.write_all(b"again\n").unwrap();
+        assert_eq!(read(&mut second_out), "again\n");
+        drop(input);
+        assert_eq!(read(&mut second_err), "over\n");
+        // Nobody reads all that follows: they are sent away, and the log has it.
+        for behind in [second, third] {
+            let error = format!("{:#}", behind.wait().await.unwrap_err());
+            assert!(error.contains("prints faster than it is read"), "{error}");
+        }
+        until("the log is whole", || machine.printed("c", "stdout").last().is_some_and(|line| line == "done"));
+        assert_eq!(machine.printed("c", "stdout").len(), 200_003);
+        let (last, ..) = attach(AttachInput::Shared).await;
+        pod.kill("c", libc::SIGKILL).await.unwrap();
+        last.wait().await.unwrap();
+        assert!(pod.attach("c", AttachInput::Not, [None, None]).await.is_err());
+        pod.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn terminals_have_a_size_and_a_name_and_are_logged() {
     let machine = Machine::new();
     smol::block_on(async {
