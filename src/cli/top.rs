@@ -104,11 +104,11 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn name_of(names: &[String]) -> Result<&str> {
+fn name_of<'a>(what: &str, names: &'a [String]) -> Result<&'a str> {
     match names {
         [] => Ok(""),
         [name] => Ok(name),
-        _ => bail!("top takes one name at most"),
+        _ => bail!("{what} [NAME | -l label]\nSee 'edgectl top {what} -h' for help and examples"),
     }
 }
 
@@ -147,7 +147,7 @@ async fn metrics(cx: &Context, path: &str, name: &str, query: &Query) -> Result<
 
 pub async fn node(cx: &Context, flags: NodeFlags) -> Result<u8> {
     check_sort(&flags.sort_by)?;
-    let name = name_of(&flags.names)?;
+    let name = name_of("node", &flags.names)?;
     if !name.is_empty() && !flags.selector.is_empty() {
         bail!("only one of NAME or --selector can be provided");
     }
@@ -188,7 +188,7 @@ fn node_table(metrics: &[Value], mut available: BTreeMap<String, Usage>, sort_by
 
 pub async fn pod(cx: &Context, flags: PodFlags) -> Result<u8> {
     check_sort(&flags.sort_by)?;
-    let name = name_of(&flags.names)?;
+    let name = name_of("pod", &flags.names)?;
     let is_selected = !flags.selector.is_empty() || !flags.field_selector.is_empty();
     if !name.is_empty() && is_selected {
         bail!("only one of NAME or selector can be provided");
