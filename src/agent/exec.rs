@@ -192,8 +192,10 @@ async fn begin_attached(node: &Node, uid: &str, id: &str, wanted: &Wanted, input
             return Ok(None);
         }
         let (end, theirs) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
-        // The shim waits for nobody, so there must be room for what comes at once; with less it works all the same.
-        let _ = rustix::pipe::fcntl_setpipe_size(&theirs, ATTACHED_BYTES_MAX);
+        if input != AttachInput::Given {
+            // The shim does not wait, so there must be room for what comes at once; with less it works all the same.
+            let _ = rustix::pipe::fcntl_setpipe_size(&theirs, ATTACHED_BYTES_MAX);
+        }
         outputs.push((channel, Async::new(end).context("wait on a pipe")?));
         Ok(Some(theirs))
     };

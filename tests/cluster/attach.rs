@@ -140,6 +140,9 @@ fn check(lab: &Lab, program: &str, number: usize) {
     let (code, out, error) = run(&["-i", "--rm", "--", "sh", "-c", "read line; echo $line; exit 5"], b"x\n");
     assert!(code == Some(5) && out.starts_with("x\n"), "{program}: {code:?} {out} {error}");
     assert!(error.contains(&format!("pod default/made-{number} terminated (Error)\n")), "{program}: {error}");
+    // More than any pipe holds, and faster than a client takes it: a container waits for who was given its input.
+    let (code, out, error) = run(&["-i", "--rm", "--", "sh", "-c", "read line; seq 1 1000000"], b"go\n");
+    assert!(code == Some(0) && out.lines().count() == 1_000_001, "{program}: {code:?} {} bytes {error}", out.len());
     let (code, _, error) = run(&["--rm", "--", "true"], b"");
     assert!(code == Some(1) && error.contains("--rm should only be used for attached containers"), "{program}: {code:?} {error}");
     let line = format!(

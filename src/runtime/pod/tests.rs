@@ -422,24 +422,42 @@ fn who_is_attached_sees_what_is_printed_and_holds_nothing_up() {
         assert_eq!([read(&mut first_out), read(&mut second_out)], ["hello\n", "hello\n"]);
         // Shared input outlives who used it; given input ends with whom it was given to, and is to be had once.
         drop((first, input));
-        let (mut third, _out, _err) = attach(AttachInput::Given).await;
+        let (mut third, mut third_out, _err) = attach(AttachInput::Given).await;
         assert!(attach(AttachInput::Shared).await.0.input.is_none());
         let mut input = File::from(third.input.take().unwrap());
         input.write_all(b"again\n").unwrap();
-        assert_eq!(read(&mut second_out), "again\n");
+        assert_eq!([read(&mut second_out), read(&mut third_out)], ["again\n", "again\n"]);
         drop(input);
         assert_eq!(read(&mut second_err), "over\n");
-        // Nobody reads all that follows: they are sent away, and the log has it.
-        for behind in [second, third] {
-            let error = format!("{:#}", behind.wait().await.unwrap_err());
-            assert!(error.contains("prints faster than it is read"), "{error}");
+        // Nobody waits for one that does not read: it is sent away. Who was given the input is waited for.
+        let error = format!("{:#}", second.wait().await.unwrap_err());
+        assert!(error.contains("prints faster than it is read"), "{error}");
+        assert!(machine.printed("c", "stdout").len() < 100_000, "it did not wait");
+        let mut all = String::new();
+        while !all.ends_with("done\n") {
+            all += &read(&mut third_out);
         }
-        until("the log is whole", || machine.printed("c", "stdout").last().is_some_and(|line| line == "done"));
+        let expected: String = (1..=200_000).map(|number| format!("{number}\n")).chain(["done\n".to_owned()]).collect();
+        assert!(all == expected, "{} bytes of {}", all.len(), expected.len());
         assert_eq!(machine.printed("c", "stdout").len(), 200_003);
+        drop(third);
         let (last, ..) = attach(AttachInput::Shared).await;
         pod.kill("c", libc::SIGKILL).await.unwrap();
         last.wait().await.unwrap();
         assert!(pod.attach("c", AttachInput::Not, [None, None]).await.is_err());
+
+        // What was printed last is there still when the container is not, more than a pipe holds of itself.
+        start(&pod, ContainerConfig { stdin: true, ..machine.container("d", "cat; seq 1 20000") }).await;
+        let (out, theirs) = std::io::pipe().unwrap();
+        let mut attached = pod.attach("d", AttachInput::Given, [Some(theirs.into()), None]).await.unwrap();
+        drop(attached.input.take());
+        attached.wait().await.unwrap();
+        assert_eq!(std::io::read_to_string(out).unwrap().lines().count(), 20_000);
+        // One that leaves without a word is not waited for.
+        start(&pod, ContainerConfig { stdin: true, ..machine.container("e", "cat; seq 1 200000; echo done; sleep 1000") }).await;
+        let (_out, theirs) = std::io::pipe().unwrap();
+        drop(pod.attach("e", AttachInput::Given, [Some(theirs.into()), None]).await.unwrap());
+        until("the log is whole", || machine.printed("e", "stdout").last().is_some_and(|line| line == "done"));
         pod.stop().await.unwrap();
     });
 }

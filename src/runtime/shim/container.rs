@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, WaitStatus, pidfd_open};
 
@@ -39,11 +40,20 @@ pub struct Container {
     pub removal: Option<Option<u32>>,
 }
 
-/// A client that is attached. Its pipes are never waited for: what they do not take at once it misses, so it is sent away.
+/// What a pipe is made to hold when the container has ended and what it printed last has to fit: as much as any user may ask for.
+const LAST_BYTES: usize = 1 << 20;
+
+/// A client that is attached. What its pipes do not take at once it misses, so it is sent away - but for one that was given the
+/// container's input: it is to the container what a terminal is to a program, which waits when nobody reads on.
 pub struct Viewer {
     /// The number of its connection.
     pub client: u32,
     outputs: [Option<OwnedFd>; 2],
+    is_waited_for: bool,
+    /// What has been read and logged and did not fit into its pipes. The container's output is not read meanwhile.
+    rest: [Vec<u8>; 2],
+    /// When a pipe took something last.
+    since: Instant,
     is_behind: bool,
 }
 
@@ -66,9 +76,11 @@ impl Container {
 
     /// The process has been reaped. What it printed is in the pipes still, and goes to the log first: whoever sees the exit finds the whole log.
     pub fn exited(&mut self, status: WaitStatus, oom_killed: bool, now: Timestamp) -> io::Result<()> {
+        self.viewers.iter_mut().for_each(Viewer::make_room);
         for stream in [Stream::Stdout, Stream::Stderr] {
-            while self.copy_output(stream, now) {}
+            while self.copy_chunk(stream, now) {}
         }
+        self.viewers.iter_mut().filter(|viewer| viewer.is_full()).for_each(|viewer| viewer.is_behind = true);
         let started_at = match self.status.state {
             ContainerState::Running { started_at } => Some(started_at),
             ContainerState::Created | ContainerState::Exited(_) => None,
@@ -85,28 +97,38 @@ impl Container {
         matches!(self.status.state, ContainerState::Exited(_))
     }
 
-    /// Copies what the container has printed to its log; true if there may be more at once.
-    pub fn copy_output(&mut self, stream: Stream, now: Timestamp) -> bool {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    /// Copies what the container has printed to its log and to those who are attached, for a turn.
+    pub fn copy_output(&mut self, stream: Stream, now: Timestamp) {
         for _ in 0..CHUNKS_A_TURN {
-            let Some(output) = &self.outputs[stream as usize] else { return false };
-            chunk.clear();
-            match rustix::io::read(output, rustix::buffer::spare_capacity(&mut chunk)) {
-                // EIO is how a terminal ends when the last process that has it open is gone.
-                Ok(0) | Err(rustix::io::Errno::IO) => {
-                    self.outputs[stream as usize] = None;
-                    self.logged(|log| log.finish(stream, now));
-                    return false;
-                }
-                Ok(_) => {
-                    self.logged(|log| log.write(stream, &chunk, now));
-                    self.viewers.iter_mut().for_each(|viewer| viewer.show(stream, &chunk));
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return false,
+            if self.is_held() || !self.copy_chunk(stream, now) {
+                return;
             }
         }
-        true
+    }
+
+    /// True if there was something.
+    fn copy_chunk(&mut self, stream: Stream, now: Timestamp) -> bool {
+        let Some(output) = &self.outputs[stream as usize] else { return false };
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        match rustix::io::read(output, rustix::buffer::spare_capacity(&mut chunk)) {
+            // EIO is how a terminal ends when the last process that has it open is gone.
+            Ok(0) | Err(rustix::io::Errno::IO) => {
+                self.outputs[stream as usize] = None;
+                self.logged(|log| log.finish(stream, now));
+                false
+            }
+            Ok(_) => {
+                self.logged(|log| log.write(stream, &chunk, now));
+                self.viewers.iter_mut().for_each(|viewer| viewer.show(stream, &chunk));
+                true
+            }
+            Err(error) => error == rustix::io::Errno::INTR,
+        }
+    }
+
+    /// Whether somebody is waited for who has not read on.
+    pub fn is_held(&self) -> bool {
+        self.viewers.iter().any(Viewer::is_full)
     }
 
     fn logged(&mut self, write: impl FnOnce(&mut Log) -> io::Result<()>) {
@@ -135,13 +157,15 @@ impl Container {
             AttachInput::Shared => self.stdin.as_ref().map(OwnedFd::try_clone).transpose()?,
             AttachInput::Given => self.stdin.take(),
         };
-        self.viewers.push(Viewer { client, outputs, is_behind: false });
+        let is_waited_for = attach.input == AttachInput::Given;
+        self.viewers.push(Viewer { client, outputs, is_waited_for, rest: Default::default(), since: Instant::now(), is_behind: false });
         Ok(input)
     }
 
-    /// Lets go of the viewers that could not take what was printed; answers their numbers.
-    pub fn viewers_behind(&mut self) -> Vec<u32> {
-        self.viewers.extract_if(.., |viewer| viewer.is_behind).map(|viewer| viewer.client).collect()
+    /// Lets go of the viewers that could not take what was printed, or have not for `patience`; answers their numbers.
+    pub fn viewers_behind(&mut self, patience: Duration) -> Vec<u32> {
+        let is_over = |viewer: &mut Viewer| viewer.is_behind || viewer.is_full() && viewer.since.elapsed() >= patience;
+        self.viewers.extract_if(.., is_over).map(|viewer| viewer.client).collect()
     }
 
     /// Sets the size of its terminal in characters.
@@ -154,13 +178,60 @@ impl Container {
 
 impl Viewer {
     fn show(&mut self, stream: Stream, chunk: &[u8]) {
-        let Some(output) = &self.outputs[stream as usize] else { return };
-        match rustix::io::write(output, chunk) {
-            Ok(written) if written == chunk.len() => {}
-            Ok(_) | Err(rustix::io::Errno::AGAIN) => self.is_behind = true,
-            // It has closed this one, and may read the other.
-            Err(_) => self.outputs[stream as usize] = None,
+        if self.outputs[stream as usize].is_none() || self.is_behind {
+            return;
         }
+        // Only behind what has to go first is there something to keep before it is tried.
+        let was_full = self.is_full();
+        self.rest[stream as usize].extend_from_slice(chunk);
+        if !was_full {
+            self.since = Instant::now();
+        }
+        self.flush();
+        if self.is_full() && !self.is_waited_for {
+            self.is_behind = true;
+        }
+    }
+
+    /// Writes what its pipes take.
+    pub fn flush(&mut self) {
+        for (output, rest) in self.outputs.iter_mut().zip(&mut self.rest) {
+            let Some(pipe) = output.as_ref().filter(|_| !rest.is_empty()) else { continue };
+            match rustix::io::write(pipe, rest) {
+                Ok(written) => {
+                    self.since = Instant::now();
+                    rest.drain(..written);
+                }
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                // It has closed this one, and may read the other.
+                Err(_) => (*output, *rest) = (None, Vec::new()),
+            }
+            if rest.is_empty() {
+                *rest = Vec::new();
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.rest.iter().any(|rest| !rest.is_empty())
+    }
+
+    /// The pipes that have to take something before the container is read on, and when they took something last.
+    pub fn held_by(&self) -> impl Iterator<Item = (&OwnedFd, Instant)> {
+        self.outputs
+            .iter()
+            .zip(&self.rest)
+            .filter(|(_, rest)| !rest.is_empty())
+            .filter_map(|(output, _)| Some((output.as_ref()?, self.since)))
+    }
+
+    /// There will be no other time to write.
+    fn make_room(&mut self) {
+        for output in self.outputs.iter().flatten() {
+            // With less room some of what was printed last is lost, and the client is told so.
+            let _ = rustix::pipe::fcntl_setpipe_size(output, LAST_BYTES);
+        }
+        self.flush();
     }
 }
 

@@ -124,7 +124,7 @@ pub enum AttachInput {
     Not,
     /// It stays open when the client goes.
     Shared,
-    /// It is the client's alone, and ends with it.
+    /// It is the client's alone, and ends with it; in return the container waits for the client to read what it prints.
     Given,
 }
 

@@ -7,15 +7,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signalfd::SignalFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, wait};
 
 use super::connection::{Connection, Waits};
-use super::container::{Container, exit_code};
+use super::container::{Container, Viewer, exit_code};
 use super::jobs;
 use super::log::{Log, Stream};
 use super::protocol::{Attach, Create, Exec, FDS_MAX, Reply, Request};
@@ -36,6 +37,9 @@ const CONTAINERS_MAX: usize = 128;
 /// Clients attached at once to the containers of one pod. Each holds one of the connections.
 const VIEWERS_MAX: usize = 32;
 
+/// How long a container waits for who was given its input and does not read on; then it goes on without them.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 const TOO_SLOW: &str = "the container prints faster than it is read here: what it prints further is in its log";
 
 /// Connections and containers are named by numbers never used again, so that what is gone cannot be mistaken for what came after.
@@ -48,6 +52,7 @@ enum Event {
     ClientCame,
     ClientReady(Number),
     Output(Number, Stream),
+    ViewerReady(Number),
 }
 
 /// A request in the hands of a worker.
@@ -104,6 +109,9 @@ impl Shim {
     /// When the kernel refuses to wait or to accept.
     pub fn serve(&mut self) -> Result<()> {
         loop {
+            let held: Vec<Number> =
+                self.containers.iter().filter(|(_, container)| container.is_held()).map(|(number, _)| *number).collect();
+            held.into_iter().for_each(|number| self.send_away_slow_viewers(number));
             for event in self.wait().context("wait for events")? {
                 match event {
                     Event::ChildEnded => self.reap()?,
@@ -115,13 +123,18 @@ impl Shim {
                         }
                         self.send_away_slow_viewers(number);
                     }
+                    Event::ViewerReady(number) => {
+                        if let Some(container) = self.containers.get_mut(&number) {
+                            container.viewers.iter_mut().for_each(Viewer::flush);
+                        }
+                    }
                 }
             }
         }
     }
 
     fn send_away_slow_viewers(&mut self, number: Number) {
-        let behind = self.containers.get_mut(&number).map(Container::viewers_behind).unwrap_or_default();
+        let behind = self.containers.get_mut(&number).map(|container| container.viewers_behind(PATIENCE)).unwrap_or_default();
         for client in behind {
             self.answer(client, &Reply::Failed(TOO_SLOW.to_owned()), None);
         }
@@ -139,7 +152,17 @@ impl Shim {
             fds.push(PollFd::new(connection, wanted));
             events.push(Event::ClientReady(*number));
         }
+        let mut patience = None;
         for (number, container) in &self.containers {
+            for (pipe, since) in container.viewers.iter().flat_map(Viewer::held_by) {
+                fds.push(PollFd::new(pipe, PollFlags::OUT));
+                events.push(Event::ViewerReady(*number));
+                let left = PATIENCE.saturating_sub(since.elapsed());
+                patience = Some(patience.map_or(left, |patience: Duration| patience.min(left)));
+            }
+            if container.is_held() {
+                continue;
+            }
             for stream in [Stream::Stdout, Stream::Stderr] {
                 if let Some(output) = &container.outputs[stream as usize] {
                     fds.push(PollFd::new(output, PollFlags::IN));
@@ -147,7 +170,8 @@ impl Shim {
                 }
             }
         }
-        match poll(&mut fds, None) {
+        let timeout = patience.map(|left| Timespec::try_from(left).expect("a minute at most"));
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => Ok(events.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(event, _)| event).collect()),
             Err(rustix::io::Errno::INTR) => Ok(Vec::new()),
             Err(error) => Err(error.into()),
