@@ -176,7 +176,9 @@ impl Client {
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Ok(Connection::Http1(self.http1(stream).await?));
         }
-        let sender = speak_http2(io::hyper(stream)).await.with_context(|| format!("speak HTTP/2 with {}", self.0.authority))?;
+        let sender = speak_http2(io::hyper(stream), (WINDOW_BYTES, WINDOW_BYTES))
+            .await
+            .with_context(|| format!("speak HTTP/2 with {}", self.0.authority))?;
         *http2 = Some(sender.clone());
         Ok(Connection::Http2(sender))
     }
@@ -222,16 +224,18 @@ pub(super) fn absolute(uri: &Uri, scheme: Scheme, authority: Authority) -> anyho
     Uri::from_parts(parts).context("the request's path")
 }
 
-/// The client's side of HTTP/2 over any stream; also the master's end of the tunnel.
+/// The client's side of HTTP/2 over any stream; also the master's end of the tunnel. The windows are what the other side may send ahead
+/// on one stream, and on all of them.
 pub(super) async fn speak_http2(
     stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+    (stream_window_bytes, window_bytes): (u32, u32),
 ) -> anyhow::Result<http2::SendRequest<Body>> {
     let (sender, connection) = http2::Builder::new(Local)
         .timer(SmolTimer::new())
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(stream_window_bytes)
+        .initial_connection_window_size(window_bytes)
         .handshake(stream)
         .await?;
     task::spawn(async move {

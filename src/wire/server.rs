@@ -30,6 +30,8 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Requests that one HTTP/2 connection may have open. An agent holds a watch for each Secret and ConfigMap of its pods.
 const STREAMS_MAX: u32 = 1024;
 const FRAME_BYTES_MAX: u32 = 16 << 10;
+/// What a client may send ahead on one HTTP/2 connection, and on one stream of it.
+const WINDOW_BYTES: u32 = 1 << 20;
 /// What a handler writes ahead of a slow HTTP/2 client, a stream.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -105,7 +107,7 @@ async fn speak(stream: impl Duplex + Send + 'static, http2: bool, peer: Rc<Peer>
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
     if http2 {
-        return speak_http2(io::hyper(stream), service).await;
+        return speak_http2(io::hyper(stream), (WINDOW_BYTES, WINDOW_BYTES), service).await;
     }
     hyper::server::conn::http1::Builder::new()
         .timer(SmolTimer::new())
@@ -116,8 +118,13 @@ async fn speak(stream: impl Duplex + Send + 'static, http2: bool, peer: Rc<Peer>
     Ok(())
 }
 
-/// The server's side of HTTP/2 over any stream; also the agent's end of the tunnel.
-pub(super) async fn speak_http2<S>(stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static, service: S) -> anyhow::Result<()>
+/// The server's side of HTTP/2 over any stream; also the agent's end of the tunnel. The windows are what the other side may send ahead on
+/// one stream, and on all of them.
+pub(super) async fn speak_http2<S>(
+    stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+    (stream_window_bytes, window_bytes): (u32, u32),
+    service: S,
+) -> anyhow::Result<()>
 where
     S: hyper::service::Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>,
     S::Future: 'static,
@@ -125,6 +132,8 @@ where
     hyper::server::conn::http2::Builder::new(Local)
         .max_concurrent_streams(STREAMS_MAX)
         .max_frame_size(FRAME_BYTES_MAX)
+        .initial_stream_window_size(stream_window_bytes)
+        .initial_connection_window_size(window_bytes)
         .max_send_buf_size(SEND_BUFFER_BYTES)
         .serve_connection(stream, service)
         .await?;

@@ -17,6 +17,10 @@ use super::{client, server};
 /// The token of the Upgrade header (RFC 9110 section 7.8).
 pub const PROTOCOL: &str = "edgectl-tunnel/1";
 
+/// What either end may send ahead on one stream, and on all of them: a stream that nobody reads on must not be able to use up what the
+/// others need.
+const WINDOWS_BYTES: (u32, u32) = (256 << 10, 16 << 20);
+
 /// The master's end. Clones share the tunnel.
 #[derive(Clone)]
 pub struct Tunnel(http2::SendRequest<Body>);
@@ -25,7 +29,7 @@ impl Tunnel {
     /// # Errors
     /// If the other end does not speak.
     pub async fn over(upgraded: Upgraded) -> anyhow::Result<Self> {
-        Ok(Self(client::speak_http2(upgraded).await?))
+        Ok(Self(client::speak_http2(upgraded, WINDOWS_BYTES).await?))
     }
 
     pub fn is_closed(&self) -> bool {
@@ -54,5 +58,5 @@ where
         let answer = handler(request);
         async move { Ok::<_, std::convert::Infallible>(answer.await) }
     });
-    server::speak_http2(upgraded, service).await
+    server::speak_http2(upgraded, WINDOWS_BYTES, service).await
 }

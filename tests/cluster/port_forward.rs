@@ -3,11 +3,12 @@
 //! listen on 127.0.0.1 only, so nothing leads there but that node's own connection to the master.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use crate::api::kubectl;
 use crate::lab::{Lab, text, wait_until};
@@ -15,6 +16,10 @@ use crate::pods::{apply, cluster_of};
 
 /// At once, over one connection to the API server.
 const CONNECTIONS: usize = 40;
+
+/// A write that takes longer has no room on the whole way.
+const STALLED: Duration = Duration::from_secs(2);
+const ANSWERED: Duration = Duration::from_secs(20);
 
 const MANIFEST: &str = r#"
 apiVersion: apps/v1
@@ -33,6 +38,8 @@ spec:
         imagePullPolicy: Never
         command: [sh, -c, "mkdir /www && hostname > /www/index.html && exec httpd -f -p 127.0.0.1:8080 -h /www"]
         ports: [{name: http, containerPort: 8080}]
+      - {name: deaf, image: busybox, imagePullPolicy: Never, command: [nc, -ll, -p, "9001", -e, sleep, "1000"]}
+      - {name: loud, image: busybox, imagePullPolicy: Never, command: [nc, -ll, -p, "9002", -e, "yes"]}
       - {name: count, image: busybox, imagePullPolicy: Never, command: [nc, -ll, -p, "9000", -e, wc, -c]}
 ---
 apiVersion: v1
@@ -51,7 +58,11 @@ struct Forwarding {
 
 impl Forwarding {
     fn new(lab: &Lab, program: &str, words: &[&str]) -> Self {
-        let files = ["out", "err"].map(|kind| lab.file(&format!("forwarding.{kind}")));
+        Self::new_named(lab, program, words, "forwarding")
+    }
+
+    fn new_named(lab: &Lab, program: &str, words: &[&str], name: &str) -> Self {
+        let files = ["out", "err"].map(|kind| lab.file(&format!("{name}.{kind}")));
         let [out, err] = [0, 1].map(|at| File::create(&files[at]).unwrap());
         let mut command = Command::new(program);
         command.arg("port-forward").args(words).env("KUBECONFIG", lab.kubeconfig()).env("HOME", lab.file(""));
@@ -89,8 +100,10 @@ impl Forwarding {
 /// What comes back for what is sent, which ends when it is sent.
 fn exchange(port: u16, sent: &[u8]) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_write_timeout(Some(ANSWERED)).unwrap();
     stream.write_all(sent).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
+    stream.set_read_timeout(Some(ANSWERED)).unwrap();
     let mut answer = String::new();
     // One that is cut off is told apart by what it lacks.
     let _ = stream.read_to_string(&mut answer);
@@ -100,6 +113,7 @@ fn exchange(port: u16, sent: &[u8]) -> String {
 fn fetch(port: u16) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    stream.set_read_timeout(Some(ANSWERED)).unwrap();
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim().to_owned()
@@ -160,6 +174,25 @@ fn ports_of_pods_are_forwarded() {
     let pod = lab.ok(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
     for program in [env!("CARGO_BIN_EXE_edgectl"), &kubectl("sid"), &kubectl("trixie"), &kubectl("bookworm")] {
         check(&lab, program, &pod);
+    }
+
+    // A connection that nobody takes from at one end holds up its own client alone, not what else goes to that node and comes from it.
+    let stalled = Forwarding::new(&lab, env!("CARGO_BIN_EXE_edgectl"), &["deployment/web", ":9001"]);
+    let mut deaf = TcpStream::connect(("127.0.0.1", stalled.port(9001))).unwrap();
+    deaf.set_write_timeout(Some(STALLED)).unwrap();
+    let stop = loop {
+        if let Err(error) = deaf.write(&[7; 1 << 16]) {
+            break error;
+        }
+    };
+    assert_eq!(stop.kind(), ErrorKind::WouldBlock, "{stop}: {:?}", stalled.said());
+    let stalled_too = Forwarding::new_named(&lab, env!("CARGO_BIN_EXE_edgectl"), &["deployment/web", ":9002"], "loud");
+    let _unread = TcpStream::connect(("127.0.0.1", stalled_too.port(9002))).unwrap();
+    let forwarding = Forwarding::new_named(&lab, env!("CARGO_BIN_EXE_edgectl"), &["deployment/web", ":9000", ":8080"], "quick");
+    assert_eq!(exchange(forwarding.port(9000), &vec![7; 5_000_000]), "5000000\n");
+    assert_eq!(fetch(forwarding.port(8080)), pod);
+    for forwarding in [stalled, stalled_too, forwarding] {
+        forwarding.ends();
     }
 
     // A node that goes ends the connections to it, and not the forwarding.
