@@ -1,4 +1,4 @@
-//! The tunnels that agents dialled: the way to ask a node for logs, and later for exec and port-forward.
+//! The tunnels that agents dialled: the way to ask a node for logs, commands, connections to its pods, and what is used there.
 //! One tunnel a node; a new one takes the place of the old. It knows nothing of what is asked.
 
 use std::cell::RefCell;
