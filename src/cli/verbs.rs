@@ -8,10 +8,8 @@ use argh::{ArgsInfo, CommandInfoWithArgs};
 
 use super::Context;
 use super::{
-    apply, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
-    get, image, init, join, labels, logs, nodes, reset, rollout, run, set, token, up, wait,
-    apply, attach, auth, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain, generate,
-    get, image, init, join, labels, logs, nodes, port_forward, rollout, run, set, token, top, up, wait,
+    apply, attach, auth, backup, change, cluster, completion, config, create, delete, describe, diff, drain, edit, events, exec, explain,
+    generate, get, image, init, join, labels, logs, nodes, port_forward, reset, rollout, run, set, token, top, up, wait,
 };
 
 /// What a verb answers: the exit code.
