@@ -402,7 +402,7 @@ fn who_is_attached_sees_what_is_printed_and_holds_nothing_up() {
     let machine = Machine::new();
     smol::block_on(async {
         let pod = machine.pod("attach").await;
-        let script = "cat; echo over >&2; seq 1 200000; echo done; sleep 1000";
+        let script = "trap 'go=yes' USR1; cat; echo over >&2; while [ -z $go ]; do sleep 0.01; done; seq 1 200000; echo done; sleep 1000";
         start(&pod, ContainerConfig { stdin: true, ..machine.container("c", script) }).await;
         let attach = async |input| {
             let [out, err] = [(); 2].map(|()| std::io::pipe().unwrap());
@@ -429,6 +429,7 @@ fn who_is_attached_sees_what_is_printed_and_holds_nothing_up() {
         assert_eq!([read(&mut second_out), read(&mut third_out)], ["again\n", "again\n"]);
         drop(input);
         assert_eq!(read(&mut second_err), "over\n");
+        pod.kill("c", libc::SIGUSR1).await.unwrap();
         // Nobody waits for one that does not read: it is sent away. Who was given the input is waited for.
         let error = format!("{:#}", second.wait().await.unwrap_err());
         assert!(error.contains("prints faster than it is read"), "{error}");
