@@ -28,7 +28,7 @@ mod worker;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -42,7 +42,7 @@ use smol::Timer;
 use crate::api::meta;
 use crate::api::pod::Pod;
 use crate::base::place::Places;
-use crate::base::task;
+use crate::base::{address, task};
 use crate::client::cache::{Event, Feed};
 use crate::client::{Client, Manner, Query, is_not_found, kubeconfig};
 use crate::image::{Credentials, Image, Images, PullOptions, Reference, Registries};
@@ -64,7 +64,6 @@ pub use services::DNS_ADDRESS;
 const CLUSTER_CIDR: &str = "10.244.0.0/16";
 const SERVICE_CIDR: &str = "10.96.0.0/16";
 const API_SERVICE: (&str, u16) = ("10.96.0.1", 443);
-pub const BRIDGE: &str = "edge0";
 const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Pause before the API is asked again while the node cannot register.
 const RETRY: Duration = Duration::from_millis(50);
@@ -145,7 +144,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node_address: place.address,
         cluster_cidr: CLUSTER_CIDR.parse()?,
         service_cidr: SERVICE_CIDR.parse()?,
-        bridge: BRIDGE.into(),
+        bridge: address::BRIDGE.into(),
         mtu,
         lease_dir: places.run.join("leases"),
         local_addresses: vec![DNS_ADDRESS],
@@ -544,22 +543,9 @@ fn own_address(server: &str) -> anyhow::Result<IpAddr> {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
     let address: IpAddr = host.parse().with_context(|| format!("the server's address {server} in the agent's kubeconfig"))?;
     if !address.is_loopback() {
-        let socket = UdpSocket::bind(if address.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
-        // Nothing is sent: connecting a datagram socket only looks the route up.
-        socket.connect((address, 9))?;
-        return Ok(socket.local_addr()?.ip());
+        return Ok(address::towards(address)?);
     }
-    first_address().context("this node has no address but loopback")
-}
-
-/// The first global address of an interface that is up.
-fn first_address() -> Option<IpAddr> {
-    let addresses = nix::ifaddrs::getifaddrs().ok()?;
-    let global = addresses.filter_map(|interface| {
-        let address = interface.address?.as_sockaddr_in()?.ip();
-        (interface.interface_name != BRIDGE && !address.is_loopback()).then_some(IpAddr::V4(address))
-    });
-    global.into_iter().next()
+    address::of_machine().context("this node has no address but loopback")
 }
 
 /// Waits until the master, or `join`, has written a file.

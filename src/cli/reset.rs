@@ -14,8 +14,8 @@ use super::up::cluster::remove_folder;
 use super::up::preflight;
 use super::{Context, confirmed};
 use crate::agent;
-use crate::base::file;
 use crate::base::place::Places;
+use crate::base::{address, file};
 use crate::network::remove as network;
 use crate::runtime::pod::Runtime;
 
@@ -56,7 +56,7 @@ pub async fn run(cx: &Context, flags: Flags) -> Result<u8> {
         bail!("edgectl {role} runs below {} (process {pid}): end it, and what starts it, first", flags.root.display());
     }
     said(stop_pods(&places).await?)?;
-    said(network::remove(agent::BRIDGE, &[agent::DNS_ADDRESS]).await.context("take the pod network away")?)?;
+    said(network::remove(address::BRIDGE, &[agent::DNS_ADDRESS]).await.context("take the pod network away")?)?;
     said(unmount_volumes(&places)?)?;
     said(cgroup::remove_empty(PODS_GROUP)?.iter().map(|group| format!("cgroup {}", group.display())).collect())?;
     for folder in [&places.run, &places.state, &places.config] {

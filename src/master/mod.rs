@@ -16,7 +16,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::base::place::Places;
-use crate::base::{file, task};
+use crate::base::{address, file, task};
 use crate::wire::tls;
 use anyhow::Context;
 
@@ -58,9 +58,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let identity = pki.server(&server_names(&name), &addresses)?;
     let identity = tls::Identity { certificate: identity.certificate.as_bytes(), key: identity.key.as_bytes() };
     let tls = tls::server(identity, Some(pki.authority_pem().as_bytes())).context("set up TLS")?;
-    // On a machine without a network the Service's address is the only one that is not loopback, and leads nowhere yet.
-    let is_own = |address: &IpAddr| !address.is_loopback() && address.to_string() != apiserver::bootstrap::SERVICE_ADDRESS;
-    let address = addresses.iter().copied().find(is_own).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let address = address::of_machine().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
     write_kubeconfigs(&pki, &places, &name, address)?;
 
     for listener in [Some(own), listener].into_iter().flatten() {
@@ -88,16 +86,13 @@ fn server_names(name: &str) -> Vec<String> {
 
 /// The addresses of this machine, of the API's Service, and loopback.
 fn own_addresses() -> Vec<IpAddr> {
-    let service = apiserver::bootstrap::SERVICE_ADDRESS.parse().ok();
     let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
     let mut addresses: Vec<IpAddr> =
         interfaces.filter_map(|interface| Some(IpAddr::V4(interface.address?.as_sockaddr_in()?.ip()))).collect();
-    addresses.extend(service);
+    addresses.extend(apiserver::bootstrap::SERVICE_ADDRESS.parse::<IpAddr>());
     addresses.push(IpAddr::V4(Ipv4Addr::LOCALHOST));
     addresses.sort_unstable();
     addresses.dedup();
-    // The Service's address is no machine's own: it comes last, where nobody takes it for one.
-    addresses.sort_by_key(|address| Some(*address) == service);
     addresses
 }
 

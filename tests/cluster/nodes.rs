@@ -111,6 +111,15 @@ fn pods_of_all_nodes_reach_each_other_on_one_link_and_across_links() {
     });
     assert_all_reach_all(&lab);
 
+    // A master that starts again is where it was, whatever addresses its node has been given since.
+    let api = || lab.run(&["get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses}"]).stdout;
+    let before = api();
+    assert_eq!(text(&before), "[\"172.30.0.2\"]");
+    let master = lab.daemon("master");
+    lab.kill(master);
+    wait_until("another master answers", || lab.find_daemon("master").is_some_and(|pid| pid != master) && !api().is_empty());
+    wait_until("it is where the one before was", || api() == before && !lab.log().contains("ready address=10."));
+
     // Each node alone on its link, as if routers stood between them: now the way is the tunnel.
     for number in 1..=NODES {
         let own = format!("172.30.0.{}", number + 1);
