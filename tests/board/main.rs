@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// Of the emulated machine, from its start to its end; a good run takes a fifth.
 const DEADLINE: Duration = Duration::from_secs(600);
 
+/// How many checks `systemd/story` makes.
+const STORY_CHECKS: usize = 16;
+
 struct Guest {
     /// As Debian calls it.
     architecture: &'static str,
@@ -56,6 +59,31 @@ fn every_case_holds_on_x86_64() {
     X86_64.check(Path::new(env!("CARGO_BIN_EXE_edgectl")));
 }
 
+/// Debian with systemd: what a person does there, and what is seen then, stands in `systemd/story`.
+#[test]
+fn a_board_with_systemd_is_a_master_until_it_is_reset() {
+    let [root, layouts, folder] = ["board/systemd-root", "test-images", "board/systemd"].map(|name| tree().join("target").join(name));
+    run(Command::new("tests/board/systemd/make").arg(&root));
+    run(Command::new("tests/images/make").arg(&layouts));
+    let archive = root.join("busybox.tar");
+    if !archive.exists() {
+        let [from, to] =
+            [format!("oci:{}:latest", layouts.join("busybox").display()), format!("docker-archive:{}:busybox:latest", archive.display())];
+        run(Command::new("skopeo").args(["copy", "-q", &from, &to]));
+    }
+    std::fs::copy(tree().join("tests/board/systemd/story"), root.join("story")).unwrap();
+    run(Command::new("tests/board/make").args([X86_64.architecture, X86_64.kernel, env!("CARGO_BIN_EXE_edgectl")]).args([&folder, &root]));
+    let said = X86_64.boot(&folder, "boots=/sbin/init systemd.show_status=no");
+    let console = said.join("\n");
+    let count = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
+    assert!((count("ok "), count("not ok "), said.iter().any(|line| line == "the end")) == (STORY_CHECKS, 0, true), "{console}");
+}
+
+fn run(command: &mut Command) {
+    let output = command.current_dir(tree()).output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// The program for another machine. Not as it is released: that takes longer than all the cases together.
 fn cross(target: &str) -> PathBuf {
     let output = Command::new("cross/build").args([target, "dev"]).current_dir(tree()).stderr(Stdio::inherit()).output().unwrap();
@@ -72,10 +100,8 @@ impl Guest {
     /// Boots the guest with the program and demands that each of its cases held, and that none is missing.
     fn check(&self, program: &Path) {
         let folder = tree().join("target/board").join(self.architecture);
-        let mut make = Command::new("tests/board/make");
-        let made = make.args([self.architecture, self.kernel]).args([program, &folder]).current_dir(tree()).output().unwrap();
-        assert!(made.status.success(), "{make:?}: {}", String::from_utf8_lossy(&made.stderr));
-        let said = self.boot(&folder);
+        run(Command::new("tests/board/make").args([self.architecture, self.kernel]).args([program, &folder]));
+        let said = self.boot(&folder, "");
         let console = said.join("\n");
         let count = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
         let cases = said.iter().find_map(|line| line.strip_prefix("cases ")?.parse::<usize>().ok());
@@ -83,8 +109,8 @@ impl Guest {
         assert!(cases.is_some() && held && said.last().is_some_and(|line| line == "end"), "on {}:\n{console}", self.architecture);
     }
 
-    /// What the guest says, line by line, until it has powered off.
-    fn boot(&self, folder: &Path) -> Vec<String> {
+    /// What the guest says, line by line, until it has powered off. `more` goes onto the kernel's command line.
+    fn boot(&self, folder: &Path, more: &str) -> Vec<String> {
         let path = |name: &str| folder.join(name).display().to_string();
         let mut command = Command::new(self.qemu[0]);
         command.args(&self.qemu[1..]);
@@ -92,7 +118,7 @@ impl Guest {
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
         command.args(["-drive", &format!("if=none,id=disk,format=raw,file={}", path("disk"))]);
         command.args(["-kernel", &path("kernel"), "-initrd", &path("initramfs")]);
-        command.args(["-append", &format!("console={} loglevel=3 panic=-1", self.console)]);
+        command.args(["-append", &format!("console={} loglevel=3 panic=-1 {more}", self.console)]);
         let mut machine = Machine(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
         let console = BufReader::new(machine.0.stdout.take().unwrap());
         let (sender, lines) = channel();
