@@ -44,6 +44,25 @@ pub fn hierarchies() -> Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
+/// The controllers that are to be had, of v1 and v2 together.
+///
+/// # Errors
+/// If no cgroups are mounted, or v2 does not say what it has.
+pub fn controllers() -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for hierarchy in hierarchies()? {
+        let names = match hierarchy.v1_options {
+            Some(options) => options,
+            None => {
+                let file = hierarchy.mount_point.join("cgroup.controllers");
+                fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?
+            }
+        };
+        found.extend(names.split([',', ' ', '\n']).filter(|name| !name.is_empty()).map(str::to_owned));
+    }
+    Ok(found)
+}
+
 /// proc_pid_mountinfo(5).
 fn parse_hierarchies(mounts: &str) -> Vec<Hierarchy> {
     let mut devices = BTreeSet::new();

@@ -1,6 +1,7 @@
 //! What a node needs of the machine, asked before anything is made, each lack by its name and with its mend.
 //! It changes nothing.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -16,6 +17,13 @@ const NAMESPACES: [(&str, &str); 6] = [
     ("net", "CONFIG_NET_NS"),
     ("pid", "CONFIG_PID_NS"),
     ("uts", "CONFIG_UTS_NS"),
+];
+
+/// Controllers of cgroups, and how one gets them.
+const CONTROLLERS: [(&str, &str); 3] = [
+    ("cpu", "CONFIG_CGROUP_SCHED, CONFIG_CFS_BANDWIDTH"),
+    ("memory", "CONFIG_MEMCG; on a Raspberry Pi add 'cgroup_enable=memory' to the line in /boot/firmware/cmdline.txt and start it anew"),
+    ("pids", "CONFIG_CGROUP_PIDS"),
 ];
 
 /// NETLINK_NETFILTER, netlink(7).
@@ -51,8 +59,28 @@ fn missing() -> Vec<String> {
     if Socket::new(NETLINK_NETFILTER).is_err() {
         missing.push("nf_tables (CONFIG_NF_TABLES, CONFIG_NETFILTER_NETLINK)".to_owned());
     }
-    if let Err(error) = cgroup::hierarchies() {
-        missing.push(format!("{error:#}"));
+    match cgroup::controllers() {
+        Ok(found) => missing.extend(missing_controllers(&found)),
+        Err(error) => missing.push(format!("{error:#}")),
     }
     missing
+}
+
+fn missing_controllers(found: &BTreeSet<String>) -> impl Iterator<Item = String> {
+    let missing = CONTROLLERS.iter().filter(|(name, _)| !found.contains(*name));
+    missing.map(|(name, mend)| format!("the {name} controller of cgroups ({mend})"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_that_is_off_is_named_with_its_mend() {
+        let missing = |found: &[&str]| missing_controllers(&found.iter().map(|name| (*name).to_owned()).collect()).collect::<Vec<_>>();
+        assert_eq!(missing(&["cpu", "cpuset", "memory", "pids"]), Vec::<String>::new());
+        let off = missing(&["cpu", "pids"]);
+        assert!(off.len() == 1 && off[0].starts_with("the memory controller") && off[0].contains("cmdline.txt"), "{off:?}");
+        assert!(missing_controllers(&cgroup::controllers().unwrap()).next().is_none(), "this machine has what its tests need");
+    }
 }
