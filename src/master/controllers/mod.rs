@@ -13,6 +13,7 @@ mod namespace;
 mod namespace_defaults;
 mod node;
 mod node_cidr;
+mod pace;
 mod pod_garbage;
 mod queue;
 mod replicaset;

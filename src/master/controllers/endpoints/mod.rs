@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use self::plan::{Endpoint, Op, Slice};
 use super::adoption::controller_reference;
 use super::feed::{Index, Notice};
+use super::pace::Pace;
 use super::queue::Queue;
 use super::replicaset::is_namespace_ending;
 use super::{Loop, Name, Shared};
@@ -33,6 +34,9 @@ const ENDPOINTS_MANAGER: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
+/// Of a turn, for each endpoint: every node is told of each slice that changes, so that one change more in the same write saves much.
+const PACE: Duration = Duration::from_micros(500);
+
 /// Selectors by the name of their Service.
 type Selectors = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -44,6 +48,7 @@ pub struct Controller {
     slices: &'static Resource,
     /// Selectors by namespace and Service, so that a change of a pod is not compared with what has to be read first.
     selectors: RefCell<HashMap<String, Selectors>>,
+    pace: Pace,
     queue: Queue<Name>,
 }
 
@@ -56,6 +61,7 @@ impl Controller {
             slices: shared.resource("discovery.k8s.io", "v1", "endpointslices"),
             shared: shared.clone(),
             selectors: RefCell::default(),
+            pace: Pace::new(PACE),
             queue: Queue::new(),
         });
         let listener = controller.clone();
@@ -218,8 +224,12 @@ impl Loop for Controller {
         let objects = self.shared.objects();
         let Some(object) = objects.store().get(&Key::new(self.services, &name.namespace, &name.name)) else {
             self.clear(name).await?;
+            self.pace.note(name, 0);
             return Ok(None);
         };
+        if let Some(wait) = self.pace.wait(name) {
+            return Ok(Some(wait));
+        }
         let service: Service = object.view()?;
         if service.spec.selector.is_empty() || service.spec.kind == "ExternalName" || service.metadata.is_deleting() {
             return Ok(None);
@@ -227,6 +237,7 @@ impl Loop for Controller {
         let (all, _) = objects.list(self.pods, Some(&name.namespace));
         let selected = all.iter().filter(|pod| is_selected(&service.spec.selector, &pod.labels));
         let pods: Vec<Pod> = selected.map(|pod| pod.view()).collect::<anyhow::Result<_>>()?;
+        self.pace.note(name, pods.len());
         let written = match self.write_endpoints(&service, &pods).await {
             Ok(()) => self.write_slices(name, &service, &pods).await,
             refused => refused,

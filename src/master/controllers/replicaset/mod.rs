@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use self::plan::Op;
 use super::adoption::{self, Claimant, Owned};
 use super::feed::{Index, Notice};
+use super::pace::Pace;
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
 use crate::api::meta;
@@ -24,19 +25,24 @@ use crate::master::recorder::Recorder;
 use crate::master::store::objects::{DeleteOptions, Part};
 use crate::master::store::{Key, Object};
 
+/// Of a turn, for each pod of a set: about four times what it takes to read and count it.
+const PACE: Duration = Duration::from_micros(100);
+
 pub struct Controller {
     shared: Rc<Shared>,
     recorder: Rc<Recorder>,
     /// `replicasets` or `replicationcontrollers`.
     resource: &'static Resource,
     pods: &'static Resource,
+    pace: Pace,
     queue: Queue<Name>,
 }
 
 impl Controller {
     pub fn new(shared: &Rc<Shared>, recorder: &Rc<Recorder>, resource: &'static Resource) -> Rc<Self> {
         let pods = shared.resource("", "v1", "pods");
-        let controller = Rc::new(Self { shared: shared.clone(), recorder: recorder.clone(), resource, pods, queue: Queue::new() });
+        let (shared, recorder) = (shared.clone(), recorder.clone());
+        let controller = Rc::new(Self { shared: shared.clone(), recorder, resource, pods, pace: Pace::new(PACE), queue: Queue::new() });
         let listener = controller.clone();
         shared.feed.listen(move |notice, _: &Index| listener.notice(notice));
         controller
@@ -146,9 +152,16 @@ impl Loop for Controller {
     async fn sync(&self, name: &Name) -> anyhow::Result<Option<Duration>> {
         let objects = self.shared.objects();
         let key = Key::new(self.resource, &name.namespace, &name.name);
-        let Some(object) = objects.store().get(&key) else { return Ok(None) };
+        let Some(object) = objects.store().get(&key) else {
+            self.pace.note(name, 0);
+            return Ok(None);
+        };
+        if let Some(wait) = self.pace.wait(name) {
+            return Ok(Some(wait));
+        }
         let set: ReplicaSet = object.view()?;
         let mut pods = self.pods_of(&set).await?;
+        self.pace.note(name, pods.len());
         let views = |pods: &[Owned<Pod>]| pods.iter().map(|pod| pod.view.clone()).collect::<Vec<Pod>>();
         let owned = views(&pods);
         let siblings = if owned.len() as i64 > set.replicas() { self.siblings(&set) } else { Vec::new() };
