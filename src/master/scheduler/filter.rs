@@ -82,9 +82,11 @@ impl Refusal {
 /// Why the pod does not fit.
 pub fn check(candidate: &Candidate, node: &Node, offer: &Offer) -> Result<(), Refusal> {
     let pod = candidate.pod;
-    let cordon = Taint { key: "node.kubernetes.io/unschedulable".to_owned(), value: String::new(), effect: "NoSchedule".to_owned() };
-    if offer.unschedulable && !is_tolerated(&cordon, &pod.spec.tolerations) {
-        return Err(Refusal::Cordoned);
+    if offer.unschedulable {
+        let cordon = Taint { key: "node.kubernetes.io/unschedulable".to_owned(), value: String::new(), effect: "NoSchedule".to_owned() };
+        if !is_tolerated(&cordon, &pod.spec.tolerations) {
+            return Err(Refusal::Cordoned);
+        }
     }
     if let Some(taint) = untolerated(pod, offer) {
         return Err(Refusal::Tainted(taint.clone()));
