@@ -45,9 +45,11 @@ impl Fields {
         self.terms.is_empty()
     }
 
-    /// The name that must be equal, if the selector asks for one: then there is at most one object per namespace.
-    pub fn name(&self) -> Option<&str> {
-        self.terms.iter().find(|(path, _, equal)| path == "metadata.name" && *equal).map(|(_, value, _)| value.as_str())
+    /// Takes out the value that a field must be equal to, if there is one: for a field that can be looked up more cheaply than by reading
+    /// the object.
+    pub fn take(&mut self, path: &str) -> Option<String> {
+        let index = self.terms.iter().position(|(each, _, equal)| each == path && *equal)?;
+        Some(self.terms.remove(index).1)
     }
 
     pub fn matches(&self, object: &Value) -> bool {
@@ -170,7 +172,9 @@ mod tests {
             assert_eq!(Fields::parse(selector).unwrap().matches(&pod), expected, "{selector}");
         }
         assert!(Fields::parse("metadata.name").is_err());
-        assert_eq!(Fields::parse("metadata.name=x\\,y").unwrap().name(), Some("x,y"));
+        let mut named = Fields::parse("metadata.name!=z,metadata.name=x\\,y").unwrap();
+        assert_eq!((named.take("metadata.name").as_deref(), named.take("metadata.name")), (Some("x,y"), None));
+        assert!(named.matches(&pod) && !named.is_everything());
         let (pods, configs) = (resource("", "v1", "pods").unwrap(), resource("", "v1", "configmaps").unwrap());
         let fields = Fields::parse("spec.nodeName=a").unwrap();
         assert_eq!(fields.check(pods), Ok(()));

@@ -15,7 +15,7 @@ use super::{respond, tables, versions};
 use crate::api::schema::Resource;
 use crate::api::selector::{Fields, Labels, Malformed};
 use crate::api::status::Status;
-use crate::master::store::{Change, Expired, Object, Objects};
+use crate::master::store::{Change, Expired, Object, Objects, Watch};
 use crate::wire::body::Body;
 
 /// Which objects a list or a watch is about.
@@ -23,6 +23,9 @@ pub struct Filter {
     /// The version that was asked for, in which answers are written.
     pub resource: &'static Resource,
     labels: Labels,
+    /// What is asked for most, and is known without reading the object.
+    name: Option<String>,
+    node: Option<String>,
     fields: Fields,
 }
 
@@ -32,20 +35,45 @@ impl Filter {
     pub fn new(resource: &'static Resource, query: &Query) -> Result<Self, Status> {
         let refuse = |error: Malformed| Status::bad_request(error.to_string());
         let labels = Labels::parse(&query.label_selector).map_err(refuse)?;
-        let fields = Fields::parse(&query.field_selector).map_err(refuse)?;
+        let mut fields = Fields::parse(&query.field_selector).map_err(refuse)?;
         fields.check(resource).map_err(refuse)?;
-        Ok(Self { resource, labels, fields })
+        let (name, node) = (fields.take("metadata.name"), if is_pods(resource) { fields.take("spec.nodeName") } else { None });
+        Ok(Self { resource, labels, name, node, fields })
     }
 
     pub fn matches(&self, object: &Object) -> bool {
-        // The name is the cheapest test of all: it needs no look into the object.
-        self.fields.name().is_none_or(|name| object.key.name == name)
+        self.name.as_ref().is_none_or(|name| object.key.name == *name)
+            && self.node.as_ref().is_none_or(|node| *object.node == **node)
             && self.labels.matches_map(&object.labels)
             && (self.fields.is_everything() || self.fields.matches(&self.value(object)))
     }
 
     fn is_everything(&self) -> bool {
-        self.labels.is_everything() && self.fields.is_everything()
+        self.labels.is_everything() && self.name.is_none() && self.node.is_none() && self.fields.is_everything()
+    }
+
+    /// The one node whose pods are meant.
+    fn node(&self) -> Option<&str> {
+        self.node.as_deref().filter(|node| !node.is_empty())
+    }
+
+    /// All objects among which there may be some that match, and the revision they are of.
+    pub fn candidates(&self, objects: &Objects, namespace: Option<&str>) -> (Vec<Arc<Object>>, u64) {
+        match self.node() {
+            Some(node) => objects.store().list_on_node(self.resource, namespace, node),
+            None => objects.list(self.resource, namespace),
+        }
+    }
+
+    /// The changes among which there may be some that match.
+    ///
+    /// # Errors
+    /// As [`crate::master::store::Store::watch`].
+    pub fn watch(&self, objects: &Objects, namespace: Option<&str>, after: u64) -> Result<Watch, Expired> {
+        match self.node() {
+            Some(node) => objects.store().watch_on_node(self.resource, namespace, node, after),
+            None => objects.watch(self.resource, namespace, after),
+        }
     }
 
     /// The object in the version that was asked for.
@@ -60,6 +88,10 @@ impl Filter {
         }
         serde_json::to_vec(&self.value(object)).expect("a Value serializes")
     }
+}
+
+fn is_pods(resource: &Resource) -> bool {
+    resource.group.is_empty() && resource.plural == "pods"
 }
 
 pub fn is_stored_version(resource: &Resource) -> bool {
@@ -101,13 +133,13 @@ pub fn answer(objects: &Objects, namespace: &str, query: &Query, filter: &Filter
     let namespace = Some(namespace).filter(|namespace| !namespace.is_empty());
     let after = if query.continue_token.is_empty() { None } else { Some(Continue::parse(&query.continue_token)?) };
     let (all, revision) = match source(query, after.as_ref())? {
-        Source::Newest => objects.list(filter.resource, namespace),
+        Source::Newest => filter.candidates(objects, namespace),
         Source::At(revision) => {
             let current = objects.store().revision();
             if revision > current {
                 return Err(too_large_version(revision, current));
             }
-            match (snapshot(objects, filter.resource, namespace, revision), after) {
+            match (snapshot(objects, filter, namespace, revision), after) {
                 (Ok(objects), _) => return Ok(page(objects, revision, &query_after(query)?, query, filter, form)),
                 (Err(Expired), Some(after)) => return Ok(expired_page(after)),
                 (Err(Expired), None) => {
@@ -120,7 +152,7 @@ pub fn answer(objects: &Objects, namespace: &str, query: &Query, filter: &Filter
             if revision > current {
                 return Err(too_large_version(revision, current));
             }
-            objects.list(filter.resource, namespace)
+            filter.candidates(objects, namespace)
         }
     };
     Ok(page(all, revision, &after, query, filter, form))
@@ -182,9 +214,9 @@ pub fn too_large_version(wanted: u64, current: u64) -> Status {
 }
 
 /// All objects as they were at a revision.
-fn snapshot(objects: &Objects, resource: &'static Resource, namespace: Option<&str>, at: u64) -> Result<Vec<Arc<Object>>, Expired> {
-    let mut since = objects.watch(resource, namespace, at)?;
-    let (now, revision) = objects.list(resource, namespace);
+fn snapshot(objects: &Objects, filter: &Filter, namespace: Option<&str>, at: u64) -> Result<Vec<Arc<Object>>, Expired> {
+    let mut since = filter.watch(objects, namespace, at)?;
+    let (now, revision) = filter.candidates(objects, namespace);
     let mut changes = Vec::new();
     while let Some(event) = since.try_next()? {
         if event.revision > revision {

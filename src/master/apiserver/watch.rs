@@ -125,20 +125,19 @@ pub fn answer(
     if after > current {
         return Err(too_large_version(after, current));
     }
-    let resource = filter.resource;
     let (stage, start) = if initial_events {
-        let (all, revision) = objects.list(resource, namespace);
+        let (all, revision) = filter.candidates(objects, namespace);
         (Stage::Initial(all.into_iter().filter(|object| filter.matches(object)).collect()), revision)
     } else if after == 0 {
         (Stage::Live, current)
     } else {
         (Stage::Live, after)
     };
-    let writer = Writer { filter, form, include: query.include_object, columns_told: false };
-    let Ok(cursor) = objects.watch(resource, namespace, start) else {
+    let Ok(cursor) = filter.watch(objects, namespace, start) else {
         let line = error_line(&expired(start, current));
         return Ok(respond::stream(respond::JSON, Body::full(line)));
     };
+    let writer = Writer { filter, form, include: query.include_object, columns_told: false };
     let seconds = query.timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or_else(random_timeout);
     let now = Instant::now();
     let stream = Stream {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::feed::{self, Index, Notice};
+use super::feed::{Index, Notice};
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
 use crate::api::schema::Resource;
@@ -90,8 +90,8 @@ impl Controller {
     /// tell that its pods are well.
     async fn doubt_pods(&self, node: &str) -> anyhow::Result<()> {
         let objects = self.shared.objects();
-        for pod in &objects.list(self.pods, None).0 {
-            if !feed::contains(&pod.json, node.as_bytes()) || !is_ready_on(&pod.value(), node) {
+        for pod in &objects.store().list_on_node(self.pods, None, node).0 {
+            if !is_ready_on(&pod.value(), node) {
                 continue;
             }
             let (namespace, name, now) = (&pod.key.namespace, &pod.key.name, self.shared.now());

@@ -6,8 +6,6 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::feed::{self, Index, Notice};
 use super::queue::Queue;
 use super::{Loop, Name, Shared};
@@ -34,18 +32,6 @@ pub struct Controller {
     queue: Queue<Name>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Placed {
-    spec: Spec,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    node_name: String,
-}
-
 impl Controller {
     pub fn new(shared: &Rc<Shared>) -> Rc<Self> {
         let controller = Rc::new(Self {
@@ -64,9 +50,9 @@ impl Controller {
         if notice.is(self.nodes) && notice.is_deleted() {
             self.give_up_later(&notice.object.key.name);
         } else if notice.is(self.pods) && !notice.is_deleted() {
-            let node = node_of(notice.object);
-            if !node.is_empty() && !self.exists(&node) {
-                self.give_up_later(&node);
+            let node = &*notice.object.node;
+            if !node.is_empty() && !self.exists(node) {
+                self.give_up_later(node);
             }
             if is_finished(notice.object) {
                 self.queue.add_after(Name::new("", ""), COUNT_INTERVAL);
@@ -94,8 +80,8 @@ impl Controller {
         if now.since(since) < QUARANTINE {
             return Ok(Some(QUARANTINE - now.since(since)));
         }
-        let (pods, _) = self.shared.objects().list(self.pods, None);
-        for pod in pods.iter().filter(|pod| node_of(pod) == node) {
+        let (pods, _) = self.shared.objects().store().list_on_node(self.pods, None, node);
+        for pod in &pods {
             self.end(pod, true).await?;
         }
         self.gone.borrow_mut().remove(node);
@@ -161,10 +147,6 @@ impl Loop for Controller {
         }
         self.give_up(&name.name).await
     }
-}
-
-fn node_of(pod: &Object) -> String {
-    pod.view::<Placed>().unwrap_or_default().spec.node_name
 }
 
 fn is_finished(pod: &Object) -> bool {

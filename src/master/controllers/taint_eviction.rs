@@ -76,7 +76,6 @@ struct Placed {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PlacedSpec {
-    node_name: String,
     tolerations: Vec<Toleration>,
 }
 
@@ -134,9 +133,9 @@ impl Controller {
                 self.queue.add(Name::of(key));
             }
         } else if notice.is(self.pods) && !notice.is_deleted() && !self.tainted.borrow().is_empty() {
-            let node = notice.object.view::<Placed>().unwrap_or_default().spec.node_name;
-            if self.tainted.borrow().contains(&node) {
-                self.queue.add(Name::new("", &node));
+            let node = &*notice.object.node;
+            if self.tainted.borrow().contains(node) {
+                self.queue.add(Name::new("", node));
             }
         }
     }
@@ -194,9 +193,9 @@ impl Loop for Controller {
         }
         let now = self.shared.now();
         let mut next: Option<Timestamp> = None;
-        for pod in &objects.list(self.pods, None).0 {
+        for pod in &objects.store().list_on_node(self.pods, None, &name.name).0 {
             let placed = pod.view::<Placed>().unwrap_or_default();
-            if placed.spec.node_name != name.name || placed.metadata.is_deleting() {
+            if placed.metadata.is_deleting() {
                 continue;
             }
             match leaves_at(&placed.spec.tolerations, &taints) {

@@ -260,7 +260,7 @@ pub mod tests {
 
     pub fn object(uid: &str) -> Arc<Object> {
         let key = Key::new(schema::resource("", "v1", "pods").unwrap(), "default", uid);
-        Arc::new(Object { key, revision: 1, uid: uid.to_owned(), labels: BTreeMap::new(), json: Box::default() })
+        Arc::new(Object { key, revision: 1, uid: uid.to_owned(), labels: BTreeMap::new(), node: Box::default(), json: Box::default() })
     }
 
     #[test]

@@ -188,7 +188,8 @@ mod tests {
         let value = json!({"metadata": {"name": name, "namespace": "default", "uid": name, "labels": {"app": app}}, "spec": spec});
         let labels = [("app".to_owned(), app.to_owned())].into();
         let key = Key::new(schema::resource("", "v1", "pods").unwrap(), "default", name);
-        let object = Object { key, revision: 1, uid: name.to_owned(), labels, json: value.to_string().into_bytes().into() };
+        let object =
+            Object { key, revision: 1, uid: name.to_owned(), labels, node: Box::default(), json: value.to_string().into_bytes().into() };
         (Arc::new(object), serde_json::from_value(value).unwrap())
     }
 

@@ -56,9 +56,7 @@ impl Disk {
             let (path, bytes) = entry?;
             let object = parse(path.value(), bytes.value()).with_context(|| format!("object {:?}", path.value().replace('\0', " ")))?;
             state.revision = state.revision.max(object.revision);
-            let table = state.table_mut(object.key.resource);
-            table.objects_bytes += object.bytes();
-            table.objects.insert(object.key.place(), Arc::new(object));
+            state.table_mut(object.key.resource).put(&Arc::new(object));
         }
         let reserved = read.open_table(COUNTERS)?.get(REVISIONS)?.map_or(0, |value| value.value());
         state.revision = state.revision.max(reserved);

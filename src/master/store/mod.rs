@@ -1,6 +1,6 @@
 //! Revisioned objects: all of them in memory, the lasting ones also on disk, every change on a watchable log.
 //! One thread writes; it answers only after the change is synced, and nobody sees a change before that.
-//! It knows no kind of object beyond `metadata`, and it never edits one but for its resourceVersion.
+//! It knows no kind of object beyond `metadata`, but for the node that a pod is on, and it never edits one but for its resourceVersion.
 //!
 //! A write goes: `commit` → bounded queue → `writer` thread takes all that wait, checks each against memory,
 //! gives it the next revision → one disk transaction for all of them → memory, log, answers, wake-ups.
@@ -8,17 +8,20 @@
 mod disk;
 pub mod dump;
 pub mod objects;
+mod table;
 mod watch;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 
 use anyhow::Context;
 use event_listener::Event as Wake;
+use serde::Deserialize;
 use serde_json::Value;
 
+use self::table::Table;
 use crate::api::schema::Resource;
 
 pub use disk::is_open_elsewhere;
@@ -27,10 +30,6 @@ pub use watch::Watch;
 
 /// Writes that may wait for the writer; a further one waits before it is queued.
 const WRITES_QUEUED_MAX: usize = 1024;
-/// What the log of one resource may hold before it forgets the oldest change: the larger of this and an eighth of the
-/// resource's objects. What changes all the time (leases, events) has the smaller one, so that an idle cluster stays small.
-const LOG_BYTES_MIN: usize = 1 << 20;
-const VOLATILE_LOG_BYTES_MIN: usize = 64 << 10;
 
 /// Names one object. The resource is the row under which it is stored, whatever version it was asked by.
 #[derive(Clone, Debug)]
@@ -59,6 +58,8 @@ pub struct Object {
     pub revision: u64,
     pub uid: String,
     pub labels: BTreeMap<String, String>,
+    /// Of a pod: `spec.nodeName`. Empty for one that has no node, and for all that is no pod.
+    pub node: Box<str>,
     /// As Kubernetes writes it, resourceVersion included.
     pub json: Box<[u8]>,
 }
@@ -69,19 +70,35 @@ impl Object {
     /// # Errors
     /// If it is no object with `metadata`, or `metadata` has fields of the wrong type.
     fn read(key: Key, revision: u64, json: Box<[u8]>) -> anyhow::Result<Self> {
-        #[derive(serde::Deserialize)]
+        #[derive(Deserialize)]
         struct Head {
             metadata: Metadata,
         }
-        #[derive(serde::Deserialize)]
+        #[derive(Deserialize)]
+        struct PodHead {
+            metadata: Metadata,
+            #[serde(default)]
+            spec: PodSpec,
+        }
+        #[derive(Deserialize)]
         struct Metadata {
             #[serde(default)]
             uid: String,
             #[serde(default)]
             labels: Option<BTreeMap<String, String>>,
         }
-        let head: Head = serde_json::from_slice(&json).context("read metadata")?;
-        Ok(Self { key, revision, uid: head.metadata.uid, labels: head.metadata.labels.unwrap_or_default(), json })
+        #[derive(Default, Deserialize)]
+        #[serde(rename_all = "camelCase", default)]
+        struct PodSpec {
+            node_name: Box<str>,
+        }
+        let is_pod = key.resource.group.is_empty() && key.resource.plural == "pods";
+        let (metadata, node) = match is_pod {
+            true => serde_json::from_slice(&json).map(|head: PodHead| (head.metadata, head.spec.node_name)),
+            false => serde_json::from_slice(&json).map(|head: Head| (head.metadata, Box::default())),
+        }
+        .context("read metadata")?;
+        Ok(Self { key, revision, uid: metadata.uid, labels: metadata.labels.unwrap_or_default(), node, json })
     }
 
     pub fn value(&self) -> Value {
@@ -152,43 +169,6 @@ pub struct Expired;
 
 type Place = (String, String);
 
-/// The objects of one resource with the log of their changes.
-#[derive(Default)]
-struct Table {
-    objects: BTreeMap<Place, Arc<Object>>,
-    objects_bytes: usize,
-    log: VecDeque<Arc<Event>>,
-    log_bytes: usize,
-    /// Changes up to and with this revision are no longer on the log.
-    forgotten: u64,
-    wake: Arc<Wake>,
-}
-
-impl Table {
-    fn record(&mut self, event: Arc<Event>) {
-        let object = &event.object;
-        let volatile = object.key.resource.volatile;
-        let gone = match event.change {
-            Change::Added | Change::Modified => {
-                self.objects_bytes += object.bytes();
-                self.objects.insert(object.key.place(), object.clone())
-            }
-            Change::Deleted => self.objects.remove(&object.key.place()),
-        };
-        self.objects_bytes -= gone.map_or(0, |gone| gone.bytes());
-        self.log_bytes += object.bytes();
-        self.log.push_back(event);
-        let least = if volatile { VOLATILE_LOG_BYTES_MIN } else { LOG_BYTES_MIN };
-        let limit = least.max(self.objects_bytes / 8);
-        while self.log_bytes > limit
-            && let Some(oldest) = self.log.pop_front()
-        {
-            self.log_bytes -= oldest.object.bytes();
-            self.forgotten = oldest.revision;
-        }
-    }
-}
-
 struct State {
     revision: u64,
     /// Below this no revision can be resumed from: the log of the time before the start is not kept.
@@ -207,8 +187,7 @@ impl State {
 
     fn table_mut(&mut self, resource: &'static Resource) -> &mut Table {
         let started = self.started;
-        let fresh = || Table { forgotten: started, ..Table::default() };
-        self.tables.entry((resource.group, resource.plural)).or_insert_with(fresh)
+        self.tables.entry((resource.group, resource.plural)).or_insert_with(|| Table::new(started))
     }
 }
 
@@ -281,6 +260,16 @@ impl Store {
         (objects, state.revision)
     }
 
+    /// The pods of one node, in the order of [`Store::list`].
+    pub fn list_on_node(&self, resource: &'static Resource, namespace: Option<&str>, node: &str) -> (Vec<Arc<Object>>, u64) {
+        let state = self.shared.read();
+        let mut objects = state.table(resource.stored_as()).map(|table| table.on_node(node).to_vec()).unwrap_or_default();
+        if let Some(namespace) = namespace {
+            objects.retain(|object| object.key.namespace == namespace);
+        }
+        (objects, state.revision)
+    }
+
     pub fn revision(&self) -> u64 {
         self.shared.read().revision
     }
@@ -290,7 +279,15 @@ impl Store {
     /// # Errors
     /// [`Expired`] if some of them are no longer on the log.
     pub fn watch(&self, resource: &'static Resource, namespace: Option<&str>, after: u64) -> Result<Watch, Expired> {
-        Watch::new(self.shared.clone(), Some(resource.stored_as()), namespace, after)
+        Watch::new(self.shared.clone(), Some(resource.stored_as()), namespace, None, after)
+    }
+
+    /// Changes of the pods of one node, those included that come to it or leave it: what becomes of others wakes nobody.
+    ///
+    /// # Errors
+    /// [`Expired`] if some of them are no longer on the log.
+    pub fn watch_on_node(&self, resource: &'static Resource, namespace: Option<&str>, node: &str, after: u64) -> Result<Watch, Expired> {
+        Watch::new(self.shared.clone(), Some(resource.stored_as()), namespace, Some(node), after)
     }
 
     /// Changes of every resource after revision `after`.
@@ -298,7 +295,7 @@ impl Store {
     /// # Errors
     /// [`Expired`] if some of them are no longer on the log.
     pub fn watch_all(&self, after: u64) -> Result<Watch, Expired> {
-        Watch::new(self.shared.clone(), None, None, after)
+        Watch::new(self.shared.clone(), None, None, None, after)
     }
 
     /// Makes all of `writes` in one step, and answers with the states they made once that is synced to disk.
@@ -396,7 +393,7 @@ mod tests {
         smol::block_on(async {
             let store = Store::open(None).unwrap();
             let mut slow = store.watch(config_maps(), None, 0).unwrap();
-            let big = "x".repeat(LOG_BYTES_MIN / 4);
+            let big = "x".repeat(table::LOG_BYTES_MIN / 4);
             for revision in 0..16 {
                 let write = match revision {
                     0 => Write::Create { key: key(config_maps(), "a"), value: value("a", &big) },
@@ -407,6 +404,41 @@ mod tests {
             assert_eq!(slow.next().await.unwrap_err(), Expired);
             assert!(store.watch(config_maps(), None, 1).is_err());
             assert!(store.watch(config_maps(), None, 16).is_ok());
+        });
+    }
+
+    #[test]
+    fn who_follows_a_node_hears_of_its_pods_alone_and_loses_none_of_their_changes() {
+        smol::block_on(async {
+            let store = Store::open(None).unwrap();
+            let pods = schema::resource("", "v1", "pods").unwrap();
+            let pod = |name: &str, node: &str, fill: &str| json!({"metadata": {"name": name, "namespace": "default", "uid": name, "fill": fill}, "spec": {"nodeName": node}});
+            let made = |name: &str, node: &str| Write::Create { key: key(pods, name), value: pod(name, node, "") };
+            let names = |node: &str| store.list_on_node(pods, None, node).0.iter().map(|pod| pod.key.name.clone()).collect::<Vec<_>>();
+            let mut own = store.watch_on_node(pods, None, "a", 0).unwrap();
+            store.commit(vec![made("2", "a"), made("x", "b"), made("1", "a"), made("0", "")]).await.unwrap();
+            assert_eq!((names("a"), names("b"), names("c")), (vec!["1".to_owned(), "2".to_owned()], vec!["x".to_owned()], vec![]));
+            let heard = [own.next().await.unwrap(), own.next().await.unwrap()];
+            assert_eq!(heard.map(|event| event.object.key.name.clone()), ["2", "1"]);
+            assert!(own.try_next().unwrap().is_none());
+
+            let bind = Write::Update { key: key(pods, "0"), value: pod("0", "a", ""), expected_revision: 4 };
+            store.commit(vec![bind]).await.unwrap();
+            assert_eq!(own.next().await.unwrap().previous.as_ref().map(|pod| pod.node.is_empty()), Some(true));
+
+            // Others fill the log until it has forgotten all that was before: this node has lost nothing by it.
+            let big = "x".repeat(table::LOG_BYTES_MIN / 2);
+            let mut expected_revision = 2;
+            for _ in 0..4 {
+                let write = Write::Update { key: key(pods, "x"), value: pod("x", "b", &big), expected_revision };
+                expected_revision = store.commit(vec![write]).await.unwrap()[0].revision;
+            }
+            assert!(store.watch(pods, None, 5).is_err());
+            assert!(store.watch_on_node(pods, None, "a", 5).is_ok() && store.watch_on_node(pods, None, "a", 3).is_err());
+            assert!(own.try_next().unwrap().is_none());
+            store.commit(vec![Write::Delete { key: key(pods, "1"), expected_revision: 3 }]).await.unwrap();
+            assert_eq!(own.next().await.unwrap().change, Change::Deleted);
+            assert_eq!(names("a"), ["0", "2"]);
         });
     }
 

@@ -4,7 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::{Event, Expired, Shared, State, Table};
+use event_listener::Event as Wake;
+
+use super::table::Table;
+use super::{Event, Expired, Shared, State};
 use crate::api::schema::Resource;
 
 /// Events taken from the log at a time.
@@ -15,6 +18,10 @@ pub struct Watch {
     /// None: every resource.
     resource: Option<&'static Resource>,
     namespace: Option<String>,
+    /// Only what is about the pods of this node.
+    node: Option<Box<str>>,
+    /// Of the resource or the node; none for every resource.
+    wake: Option<Arc<Wake>>,
     /// All changes up to and with this revision are in `taken` or were given out.
     seen: u64,
     taken: VecDeque<Arc<Event>>,
@@ -25,9 +32,19 @@ impl Watch {
         shared: Arc<Shared>,
         resource: Option<&'static Resource>,
         namespace: Option<&str>,
+        node: Option<&str>,
         after: u64,
     ) -> Result<Self, Expired> {
-        let mut watch = Self { shared, resource, namespace: namespace.map(str::to_owned), seen: after, taken: VecDeque::new() };
+        let wake = resource.map(|resource| {
+            let mut state = shared.write();
+            let table = state.table_mut(resource);
+            match node {
+                Some(node) => table.node_mut(node).wake.clone(),
+                None => table.wake.clone(),
+            }
+        });
+        let (namespace, node) = (namespace.map(str::to_owned), node.map(Into::into));
+        let mut watch = Self { shared, resource, namespace, node, wake, seen: after, taken: VecDeque::new() };
         watch.take()?;
         Ok(watch)
     }
@@ -41,13 +58,7 @@ impl Watch {
             if let Some(event) = self.taken.pop_front() {
                 return Ok(event);
             }
-            let listener = match self.resource {
-                None => self.shared.wake.listen(),
-                Some(resource) => {
-                    let wake = self.shared.write().table_mut(resource).wake.clone();
-                    wake.listen()
-                }
-            };
+            let listener = self.wake.as_deref().unwrap_or(&self.shared.wake).listen();
             self.take()?;
             if self.taken.is_empty() {
                 listener.await;
@@ -90,11 +101,16 @@ impl Watch {
     }
 
     fn take_from(&mut self, table: &Table) -> Result<(), Expired> {
-        if self.seen < table.forgotten {
+        let (log, forgotten) = match self.node.as_deref().map(|node| table.node(node)) {
+            None => (&table.log, table.forgotten),
+            Some(Some(on_node)) => (&on_node.log, on_node.forgotten),
+            Some(None) => return Ok(()),
+        };
+        if self.seen < forgotten {
             return Err(Expired);
         }
-        let first = table.log.partition_point(|event| event.revision <= self.seen);
-        for event in table.log.range(first..) {
+        let first = log.partition_point(|event| event.revision <= self.seen);
+        for event in log.range(first..) {
             if self.taken.len() == TAKEN_MAX {
                 break;
             }
@@ -122,5 +138,14 @@ impl Watch {
         }
         self.taken.extend(events);
         Ok(())
+    }
+}
+
+impl Drop for Watch {
+    /// Of a node that nobody follows any more nothing is kept but what it has.
+    fn drop(&mut self) {
+        let (Some(resource), Some(node)) = (self.resource, self.node.take()) else { return };
+        self.wake = None;
+        self.shared.write().table_mut(resource).drop_if_unused(&node);
     }
 }

@@ -143,13 +143,11 @@ impl<'a> Batch<'a> {
             let mut state = self.shared.write();
             state.revision = self.revision;
             for event in self.events {
-                let table = state.table_mut(event.object.key.resource);
-                table.record(event);
-                if !wakes.iter().any(|wake| Arc::ptr_eq(wake, &table.wake)) {
-                    wakes.push(table.wake.clone());
-                }
+                state.table_mut(event.object.key.resource).record(event, &mut wakes);
             }
         }
+        wakes.sort_unstable_by_key(Arc::as_ptr);
+        wakes.dedup_by_key(|wake| Arc::as_ptr(wake));
         for (answer, objects) in self.answers {
             // An asker that has gone needs no answer.
             let _ = answer.try_send(Ok(objects));

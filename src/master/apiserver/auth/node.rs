@@ -100,7 +100,7 @@ fn own_pod(objects: &Objects, node: &str, namespace: &str, name: &str) -> bool {
         return false;
     }
     // One that does not exist is not found rather than forbidden: a node that lags behind learns that its pod is gone.
-    objects.get(pods, namespace, name).map_or(true, |pod| pod.value()["spec"]["nodeName"] == node)
+    objects.get(pods, namespace, name).map_or(true, |pod| *pod.node == *node)
 }
 
 /// Whether a pod bound to the node uses the object.
@@ -113,15 +113,8 @@ fn is_used(objects: &Objects, node: &str, resource: &str, namespace: &str, name:
         _ => (resource, namespace.to_owned(), name.to_owned()),
     };
     let Some(pods) = schema::resource("", "v1", "pods") else { return false };
-    // Most pods are of other nodes or use other things: a look at the bytes spares reading them.
-    let (node_bytes, name_bytes) = (node.as_bytes(), name.as_bytes());
-    let names = |json: &[u8], wanted: &[u8]| json.windows(wanted.len()).any(|window| window == wanted);
-    objects.list(pods, Some(&namespace)).0.iter().any(|pod| {
-        names(&pod.json, node_bytes) && names(&pod.json, name_bytes) && {
-            let pod = pod.value();
-            pod["spec"]["nodeName"] == node && references(&pod, resource).contains(&*name)
-        }
-    })
+    let (own, _) = objects.store().list_on_node(pods, Some(&namespace), node);
+    own.iter().any(|pod| references(&pod.value(), resource).contains(&*name))
 }
 
 fn claim_of(objects: &Objects, volume: &str) -> Option<(String, String)> {
