@@ -260,6 +260,11 @@ impl Store {
         (objects, state.revision)
     }
 
+    /// How many objects of a resource there are.
+    pub fn count(&self, resource: &'static Resource) -> usize {
+        self.shared.read().table(resource.stored_as()).map_or(0, |table| table.objects.len())
+    }
+
     /// The pods of one node, in the order of [`Store::list`].
     pub fn list_on_node(&self, resource: &'static Resource, namespace: Option<&str>, node: &str) -> (Vec<Arc<Object>>, u64) {
         let state = self.shared.read();

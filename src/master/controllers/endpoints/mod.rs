@@ -34,8 +34,9 @@ const ENDPOINTS_MANAGER: (&str, &str) = ("endpoints.kubernetes.io/managed-by", "
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
-/// Of a turn, for each endpoint: every node is told of each slice that changes, so that one change more in the same write saves much.
-const PACE: Duration = Duration::from_micros(500);
+/// Of a turn, for each node and slice: every node is told of each slice that changes, whole, and that is a quarter or so of what it costs
+/// the API server.
+const PACE: Duration = Duration::from_micros(100);
 
 /// Selectors by the name of their Service.
 type Selectors = BTreeMap<String, BTreeMap<String, String>>;
@@ -44,11 +45,13 @@ pub struct Controller {
     shared: Rc<Shared>,
     services: &'static Resource,
     pods: &'static Resource,
+    nodes: &'static Resource,
     endpoints: &'static Resource,
     slices: &'static Resource,
     /// Selectors by namespace and Service, so that a change of a pod is not compared with what has to be read first.
     selectors: RefCell<HashMap<String, Selectors>>,
-    pace: Pace,
+    /// Of Services with one slice and of those with more: the many that are small do not wait for the few that are large.
+    paces: [Pace; 2],
     queue: Queue<Name>,
 }
 
@@ -57,11 +60,12 @@ impl Controller {
         let controller = Rc::new(Self {
             services: shared.resource("", "v1", "services"),
             pods: shared.resource("", "v1", "pods"),
+            nodes: shared.resource("", "v1", "nodes"),
             endpoints: shared.resource("", "v1", "endpoints"),
             slices: shared.resource("discovery.k8s.io", "v1", "endpointslices"),
             shared: shared.clone(),
             selectors: RefCell::default(),
-            pace: Pace::new(PACE),
+            paces: [Pace::new(PACE), Pace::new(PACE)],
             queue: Queue::new(),
         });
         let listener = controller.clone();
@@ -110,6 +114,15 @@ impl Controller {
                 self.queue.add(Name::new(namespace, service));
             }
         }
+    }
+
+    /// So many pods has a Service: it waits in one of the two rows.
+    fn note_size(&self, name: &Name, pods: usize) {
+        let slices = pods.div_ceil(plan::SLICE_MAX);
+        let cost = slices * self.shared.objects().store().count(self.nodes);
+        let [small, large] = &self.paces;
+        small.note(name, if slices <= 1 { cost } else { 0 });
+        large.note(name, if slices > 1 { cost } else { 0 });
     }
 
     async fn write_endpoints(&self, service: &Service, pods: &[Pod]) -> Result<(), Status> {
@@ -224,10 +237,10 @@ impl Loop for Controller {
         let objects = self.shared.objects();
         let Some(object) = objects.store().get(&Key::new(self.services, &name.namespace, &name.name)) else {
             self.clear(name).await?;
-            self.pace.note(name, 0);
+            self.note_size(name, 0);
             return Ok(None);
         };
-        if let Some(wait) = self.pace.wait(name) {
+        if let Some(wait) = self.paces.iter().find_map(|pace| pace.wait(name)) {
             return Ok(Some(wait));
         }
         let service: Service = object.view()?;
@@ -237,7 +250,7 @@ impl Loop for Controller {
         let (all, _) = objects.list(self.pods, Some(&name.namespace));
         let selected = all.iter().filter(|pod| is_selected(&service.spec.selector, &pod.labels));
         let pods: Vec<Pod> = selected.map(|pod| pod.view()).collect::<anyhow::Result<_>>()?;
-        self.pace.note(name, pods.len());
+        self.note_size(name, pods.len());
         let written = match self.write_endpoints(&service, &pods).await {
             Ok(()) => self.write_slices(name, &service, &pods).await,
             refused => refused,
