@@ -1,7 +1,7 @@
 //! Watches: a cursor into the store's log, written out as one JSON object a line. A watcher that waits holds its cursor and one timer
 //! of a minute; nothing is queued for it, and one that falls behind the log gets the 410 that makes it list again.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use super::negotiate::Form;
 use super::query::{IncludeObject, Query, VersionMatch};
 use super::{respond, tables};
 use crate::api::meta;
+use crate::api::schema::Resource;
 use crate::api::status::Status;
 use crate::base::id;
 use crate::master::store::{Change, Event, Expired, Object, Objects, Watch};
@@ -30,14 +31,28 @@ const WATCHES_MAX: usize = 65_536;
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// A watch without timeoutSeconds ends after a time between this and its double, so that clients do not all come back at once.
 const TIMEOUT_SECONDS_MIN: u64 = 1800;
+/// Lines kept for the next watcher, who most often wants the very same.
+const LINES_KEPT: usize = 8;
 /// Lines that are ready are sent together up to this size.
 const CHUNK_BYTES: usize = 32 << 10;
 /// The annotation of the bookmark that ends the initial events, KEP-3157.
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-/// Counts open watches.
+/// What open watches have in common: how many there are, by user, and the lines that were written last. A change that a thousand watchers
+/// are told is written once, and lies in memory once however slowly they read.
 #[derive(Default)]
-pub struct Watches(RefCell<HashMap<String, usize>>);
+pub struct Watches {
+    counts: RefCell<HashMap<String, usize>>,
+    total: Cell<usize>,
+    lines: RefCell<VecDeque<Line>>,
+}
+
+struct Line {
+    revision: u64,
+    kind: &'static str,
+    resource: &'static Resource,
+    bytes: Bytes,
+}
 
 /// One place among them; given back when it is dropped.
 struct Place {
@@ -47,26 +62,45 @@ struct Place {
 
 impl Watches {
     pub fn count(&self) -> usize {
-        self.0.borrow().values().sum()
+        self.total.get()
+    }
+
+    /// The line that tells a change, for who asked for that version of the resource.
+    fn line(&self, filter: &Filter, kind: &'static str, object: &Arc<Object>) -> Bytes {
+        let mut lines = self.lines.borrow_mut();
+        let is_it = |line: &&Line| line.revision == object.revision && line.kind == kind && std::ptr::eq(line.resource, filter.resource);
+        if let Some(line) = lines.iter().rfind(is_it) {
+            return line.bytes.clone();
+        }
+        let mut text = Vec::with_capacity(object.json.len() + 64);
+        line(&mut text, kind, &filter.json(object));
+        let bytes = Bytes::from(text);
+        if lines.len() == LINES_KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(Line { revision: object.revision, kind, resource: filter.resource, bytes: bytes.clone() });
+        bytes
     }
 
     /// # Errors
     /// 429 if there are too many.
     fn enter(self: &Rc<Self>, user: &str) -> Result<Place, Status> {
         let full = self.count() >= WATCHES_MAX;
-        let mut counts = self.0.borrow_mut();
+        let mut counts = self.counts.borrow_mut();
         let count = counts.entry(user.to_owned()).or_default();
         if full || *count >= WATCHES_PER_USER_MAX {
             return Err(Status::too_many_requests("too many open watches, please try again later", 1));
         }
         *count += 1;
+        self.total.set(self.total.get() + 1);
         Ok(Place { watches: self.clone(), user: user.to_owned() })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut counts = self.watches.0.borrow_mut();
+        self.watches.total.set(self.watches.total.get() - 1);
+        let mut counts = self.watches.counts.borrow_mut();
         if let Some(count) = counts.get_mut(&self.user) {
             *count -= 1;
             if *count == 0 {
@@ -101,7 +135,7 @@ struct Stream {
     tell_initial_end: bool,
     deadline: Instant,
     next_bookmark: Instant,
-    _place: Place,
+    place: Place,
 }
 
 /// Answers a watch.
@@ -149,11 +183,11 @@ pub fn answer(
         // Years are as good as for ever, and do not overflow.
         deadline: now + Duration::from_secs(seconds.min(1 << 30)),
         next_bookmark: now + BOOKMARK_INTERVAL,
-        _place: place,
+        place,
     };
     let body = futures_lite::stream::unfold(stream, |mut stream| async move {
         let chunk = stream.chunk().await?;
-        Some((Ok(Bytes::from(chunk)), stream))
+        Some((Ok(chunk), stream))
     });
     Ok(respond::stream(respond::JSON, Body::stream(body)))
 }
@@ -183,7 +217,7 @@ fn expired(after: u64, current: u64) -> Status {
 
 impl Stream {
     /// The next lines; none when the watch is over.
-    async fn chunk(&mut self) -> Option<Vec<u8>> {
+    async fn chunk(&mut self) -> Option<Bytes> {
         let mut chunk = Vec::new();
         loop {
             match &mut self.stage {
@@ -202,12 +236,24 @@ impl Stream {
                     }
                 }
                 Stage::Live => {
-                    let waited = self.wait().await;
+                    let mut waited = self.wait().await;
+                    if let Some(Ok(event)) = &waited
+                        && !self.is_due(Instant::now())
+                        && let Some(line) = self.writer.shared(&self.place.watches, event)
+                    {
+                        // As a rule it is the only one.
+                        waited = Some(match self.cursor.try_next() {
+                            Ok(None) => return Some(line),
+                            Ok(Some(event)) => Ok(event),
+                            Err(expired) => Err(expired),
+                        });
+                        chunk.extend_from_slice(&line);
+                    }
                     self.live(waited, &mut chunk);
                 }
             }
             if !chunk.is_empty() {
-                return Some(chunk);
+                return Some(chunk.into());
             }
         }
     }
@@ -221,6 +267,11 @@ impl Stream {
         };
         let cursor = &mut self.cursor;
         async { Some(cursor.next().await) }.or(timer).await
+    }
+
+    /// Whether it is time for something else than changes.
+    fn is_due(&self, now: Instant) -> bool {
+        now >= self.deadline || self.bookmarks && now >= self.next_bookmark
     }
 
     fn live(&mut self, waited: Option<Result<Arc<Event>, Expired>>, chunk: &mut Vec<u8>) {
@@ -253,15 +304,26 @@ impl Stream {
 
 impl Writer {
     /// A selector turns a change into what it is for those who see only what is selected.
-    fn event(&mut self, chunk: &mut Vec<u8>, event: &Event) {
+    fn kind(&self, event: &Event) -> Option<&'static str> {
         let was = event.previous.as_ref().is_some_and(|previous| self.filter.matches(previous));
         let is = event.change != Change::Deleted && self.filter.matches(&event.object);
-        let kind = match (was, is) {
-            (false, true) => "ADDED",
-            (true, true) => "MODIFIED",
-            (true, false) => "DELETED",
-            (false, false) => return,
-        };
+        match (was, is) {
+            (false, true) => Some("ADDED"),
+            (true, true) => Some("MODIFIED"),
+            (true, false) => Some("DELETED"),
+            (false, false) => None,
+        }
+    }
+
+    /// The line of a change, if it reads the same for others.
+    fn shared(&self, watches: &Watches, event: &Event) -> Option<Bytes> {
+        let kind = self.kind(event)?;
+        let is_whole = matches!(self.form, Form::Plain | Form::Aggregated) && (kind == "DELETED") == (event.change == Change::Deleted);
+        is_whole.then(|| watches.line(&self.filter, kind, &event.object))
+    }
+
+    fn event(&mut self, chunk: &mut Vec<u8>, event: &Event) {
+        let Some(kind) = self.kind(event) else { return };
         match &event.previous {
             // Its last state that was selected, with the revision of the change.
             Some(previous) if kind == "DELETED" && event.change == Change::Modified => {
