@@ -22,7 +22,8 @@ const CONNECTIONS: usize = 50;
 const CHANGES: usize = 50;
 
 fn config_map(name: &str, value: usize) -> Value {
-    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"key": value.to_string(), "other": "x".repeat(100)}})
+    let data = json!({"key": value.to_string(), "other": "x".repeat(100)});
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
 }
 
 pub async fn measure(master: &Master, admin: &Link) -> Result<()> {
