@@ -15,14 +15,15 @@ use super::{Context, attach, delete, follow, logs};
 use crate::api::meta;
 use crate::client::{Query, Resource, is_not_found, refusal};
 
-pub const RUN_EXAMPLES: &str = "edgectl run web --image=nginx --port=80
+pub const RUN_EXAMPLES: &str = "edgectl run web --image=nginx
 edgectl run once --image=busybox --restart=Never -- echo hello
 # A shell in a pod of its own, which goes when the shell ends
 edgectl run -it --rm shell --image=busybox --restart=Never
-# A Deployment, as run made one in former times
+# What serves a port goes on when its node does not: a Deployment; with --restart=Always a single pod
+edgectl run web --image=nginx --port=80
 edgectl run web --image=nginx --replicas=2";
 
-/// create and run an image in a pod
+/// create and run an image in a pod, or, if it serves a port, in a Deployment
 #[derive(FromArgs, ArgsInfo)]
 pub struct RunFlags {
     #[argh(positional)]
@@ -48,9 +49,9 @@ pub struct RunFlags {
     /// the words behind -- are the command, not its arguments
     #[argh(switch)]
     command: bool,
-    /// what to do when the container ends: Always, OnFailure or Never
-    #[argh(option, default = "\"Always\".to_owned()")]
-    restart: String,
+    /// what to do when the container ends: Always (as if not given), OnFailure or Never
+    #[argh(option)]
+    restart: Option<String>,
     /// make a Service for it too
     #[argh(switch)]
     expose: bool,
@@ -119,7 +120,7 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
     if attach && dry_run != DryRun::None {
         bail!("--dry-run=[server|client] can't be used with attached containers options (--attach, --stdin, or --tty)\n{help}");
     }
-    let deployment = flags.replicas.is_some() || flags.generator.as_deref().is_some_and(|generator| generator.starts_with("deployment"));
+    let deployment = flags.makes_deployment();
     let mut object = if deployment {
         let mut object = deployment_object(name, &[image], flags.replicas.unwrap_or(1), flags.port.unwrap_or(-1), &[]);
         object["spec"]["template"]["spec"]["containers"][0]["name"] = name.as_str().into();
@@ -192,6 +193,13 @@ pub async fn run(cx: &Context, flags: RunFlags) -> Result<u8> {
 }
 
 impl RunFlags {
+    /// A Deployment is what is asked for, or a server that nothing says is to be a single pod: that would end with its node.
+    fn makes_deployment(&self) -> bool {
+        let is_pod = self.restart.is_some() || self.expose || self.is_attached() || self.overrides.is_some();
+        let asked = self.replicas.is_some() || self.generator.as_deref().is_some_and(|generator| generator.starts_with("deployment"));
+        asked || self.port.is_some() && self.generator.is_none() && !is_pod
+    }
+
     fn is_attached(&self) -> bool {
         self.attach.as_deref().map_or(self.stdin, |attach| attach == "true")
     }
@@ -253,8 +261,9 @@ async fn attached(cx: &Context, flags: &RunFlags, made: Option<&(Resource, Value
 }
 
 fn pod(name: &str, image: &str, flags: &RunFlags, command: &[String]) -> Result<Value> {
-    if !matches!(flags.restart.as_str(), "Always" | "OnFailure" | "Never") {
-        bail!("invalid restart policy: {}\nSee 'edgectl run -h' for help and examples", flags.restart);
+    let restart = flags.restart.as_deref().unwrap_or("Always");
+    if !matches!(restart, "Always" | "OnFailure" | "Never") {
+        bail!("invalid restart policy: {restart}\nSee 'edgectl run -h' for help and examples");
     }
     let mut container = json!({"name": name, "image": image, "resources": {}});
     if let Some(port) = flags.port {
@@ -265,7 +274,7 @@ fn pod(name: &str, image: &str, flags: &RunFlags, command: &[String]) -> Result<
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "labels": {"run": name}},
-        "spec": {"containers": [container], "dnsPolicy": "ClusterFirst", "restartPolicy": flags.restart},
+        "spec": {"containers": [container], "dnsPolicy": "ClusterFirst", "restartPolicy": restart},
         "status": {},
     }))
 }

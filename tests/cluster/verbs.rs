@@ -958,6 +958,12 @@ const WRITING_OTHERWISE: &[(&str, i32, &str, &str)] = &[
     ("patch cm page --patch-file=patch.yaml --dry-run=client", 0, "configmap/page patched (dry run)", "a dry run says that it is one"),
     ("patch cm page -p '{'", 1, "unable to parse \"{\"", "what is no YAML is not sent"),
     ("replace cm page", 1, "Unexpected args: [cm]", "kubectl does not say what is too much"),
+    (
+        "run served --image=busybox --port=80 --dry-run=client",
+        0,
+        "deployment.apps/served created (dry run)",
+        "what serves a port goes on when its node does not, unless --restart says that a single pod is meant",
+    ),
     ("set image deploy/web nginx", 1, "at least one image update is required", "kubectl takes the word for a resource"),
     ("set image cm/page c=d", 1, "configmaps/page has no pod template", "kubectl names a type of Go"),
     ("set image -f page.yaml c=x --local -o name", 1, "unknown flag: --local", "files are changed by an editor"),
