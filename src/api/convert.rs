@@ -20,15 +20,20 @@ const RENAMED: [(&str, &[&str], &str); 13] = [
     ("node.k8s.io/v1beta1", &["RuntimeClass"], "node.k8s.io/v1"),
 ];
 
-/// Makes an object of a version that is no longer served one of the version that is. Gives the old `apiVersion` if it did,
-/// so that the user can be told.
+/// Makes an object of a version that is no longer served one of the version that is. If it did, gives the sentence that tells the user.
 pub fn to_served(object: &mut Value) -> Option<String> {
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or_default();
     let (old, kind) = (text("apiVersion").to_owned(), text("kind").to_owned());
     let (_, _, new) = RENAMED.iter().find(|(version, kinds, _)| *version == old && kinds.contains(&kind.as_str()))?;
     object["apiVersion"] = (*new).into();
+    let mut said = format!("{old} {kind} is served no more and was read as {new}");
     match kind.as_str() {
-        "Deployment" | "DaemonSet" | "ReplicaSet" | "StatefulSet" => workload(object, &old, &kind),
+        "Deployment" | "DaemonSet" | "ReplicaSet" | "StatefulSet" => {
+            let given_selector = workload(object, &old, &kind);
+            if given_selector {
+                said += ", its selector taken from the labels of its template";
+            }
+        }
         "Ingress" => ingress(object),
         // In the old version an empty selector chose nothing, in the new one it chooses all.
         "PodDisruptionBudget" if object.pointer("/spec/selector") == Some(&json!({})) => {
@@ -37,16 +42,18 @@ pub fn to_served(object: &mut Value) -> Option<String> {
         }
         _ => {}
     }
-    Some(old)
+    Some(said)
 }
 
-fn workload(object: &mut Value, old: &str, kind: &str) {
-    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+/// Whether it had to be given a selector.
+fn workload(object: &mut Value, old: &str, kind: &str) -> bool {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return false };
     // Removed since: what they asked for is no longer done by the server.
     spec.remove("rollbackTo");
     spec.remove("templateGeneration");
     let labels = spec.get("template").and_then(|template| template.pointer("/metadata/labels")).cloned();
     let chosen = spec.get("selector").is_some_and(|selector| selector.as_object().is_some_and(|selector| !selector.is_empty()));
+    let given = !chosen && labels.is_some();
     if let (false, Some(labels)) = (chosen, labels) {
         spec.insert("selector".into(), json!({"matchLabels": labels}));
     }
@@ -56,6 +63,7 @@ fn workload(object: &mut Value, old: &str, kind: &str) {
     {
         spec.insert("updateStrategy".into(), json!({"type": "OnDelete"}));
     }
+    given
 }
 
 fn ingress(object: &mut Value) {
@@ -113,6 +121,15 @@ mod tests {
             json!({"apiVersion": "extensions/v1beta1", "kind": "DaemonSet", "spec": {"template": {}}}),
             json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "spec": {"template": {}, "updateStrategy": {"type": "OnDelete"}}}),
         );
+    }
+
+    #[test]
+    fn the_user_is_told_what_was_done() {
+        let template = json!({"metadata": {"labels": {"a": "b"}}});
+        let mut object = json!({"apiVersion": "extensions/v1beta1", "kind": "Deployment", "spec": {"template": template}});
+        let said =
+            "extensions/v1beta1 Deployment is served no more and was read as apps/v1, its selector taken from the labels of its template";
+        assert_eq!(to_served(&mut object).unwrap(), said);
     }
 
     #[test]

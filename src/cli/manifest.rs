@@ -23,6 +23,8 @@ pub struct Document {
     /// Where it was read from, as the user named it.
     pub source: String,
     pub object: Value,
+    /// What the user has to know about how it was read.
+    warning: Option<String>,
 }
 
 /// Which manifests a verb reads; every verb with `-f` has these flags.
@@ -91,6 +93,9 @@ pub async fn read(cx: &Context, sources: &Sources<'_>) -> Result<Vec<Document>> 
                 documents.extend(parse(&text, &shown, sources.strict)?);
             }
         }
+    }
+    for warning in documents.iter().filter_map(|document| document.warning.as_ref()) {
+        cx.warn(warning);
     }
     Ok(documents)
 }
@@ -176,10 +181,8 @@ fn take_apart(mut object: Value, source: &str, place: &str, found: &mut Vec<Docu
         }
         return Ok(());
     }
-    if let Some(old) = convert::to_served(&mut object) {
-        log::warn!("{place}: {old} is served no more, reading it as {}", object["apiVersion"].as_str().unwrap_or_default());
-    }
-    found.push(Document { source: source.to_owned(), object });
+    let warning = convert::to_served(&mut object).map(|said| format!("{place}: {said}"));
+    found.push(Document { source: source.to_owned(), object, warning });
     Ok(())
 }
 

@@ -218,11 +218,15 @@ impl Context {
     fn show_warnings(&self) {
         let Some(client) = self.client.get() else { return };
         for warning in client.take_warnings() {
-            if self.global.warnings_as_errors {
-                self.failed.set(true);
-            }
-            self.note(&format!("Warning: {warning}"));
+            self.warn(&warning);
         }
+    }
+
+    pub fn warn(&self, warning: &str) {
+        if self.global.warnings_as_errors {
+            self.failed.set(true);
+        }
+        self.note(&format!("Warning: {warning}"));
     }
 }
 
