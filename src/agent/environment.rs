@@ -82,12 +82,16 @@ pub fn sources(container: &Container) -> Vec<Source> {
     from.chain(values).flatten().collect()
 }
 
+/// Of a container whose image names none: containerd's, and so what images count on.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// `NAME=value` for each variable: the image's, then the API's address, then `envFrom`, then `env`; later ones win.
 ///
 /// # Errors
 /// A sentence that names the source or key that is missing.
 pub fn environment(pod: &Pod, container: &Container, image: &[String], found: &Found, facts: &Facts) -> Result<Vec<String>, String> {
     let mut variables = Variables::default();
+    variables.set("PATH", PATH.into());
     for variable in image {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
         variables.set(name, value.to_owned());
@@ -288,6 +292,8 @@ mod tests {
             assert!(made.iter().any(|made| made == variable), "{variable} in {made:?}");
         }
         assert!(!made.iter().any(|made| made.starts_with("OPT=")));
+        let made = environment(&pod, &pod.spec.containers[0], &[], &found(), &Facts::default()).unwrap();
+        assert!(made.contains(&format!("PATH={PATH}")), "an image that names none: {made:?}");
     }
 
     #[test]
