@@ -18,7 +18,9 @@ use crate::api::validation::is_subdomain;
 use crate::base::file;
 use crate::base::time::Timestamp;
 
-/// Years that what the authority signs is valid, and the authority itself.
+/// The last year that a certificate can name, RFC 5280 4.1.2.5.
+const FOREVER_YEAR: i32 = 9999;
+/// Years that what the authority signs for a client is valid, and the authority itself.
 const LEAF_YEARS: i32 = 2;
 const AUTHORITY_YEARS: i32 = 20;
 
@@ -111,7 +113,8 @@ impl Pki {
     pub fn server(&self, names: &[String], addresses: &[IpAddr]) -> anyhow::Result<Identity> {
         let mut params = CertificateParams::new(names.to_vec())?;
         params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
-        let mut identity = self.sign(params, "kube-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth)?;
+        // It is judged by the clocks of boards, which may say any year, and made anew at each start.
+        let mut identity = self.sign(params, "kube-apiserver", &[], ExtendedKeyUsagePurpose::ServerAuth, FOREVER_YEAR)?;
         identity.certificate += &self.authority_pem;
         Ok(identity)
     }
@@ -122,7 +125,7 @@ impl Pki {
     /// # Errors
     /// If a name is not one that a certificate can hold.
     pub fn client(&self, user: &str, groups: &[&str]) -> anyhow::Result<Identity> {
-        self.sign(CertificateParams::new(Vec::new())?, user, groups, ExtendedKeyUsagePurpose::ClientAuth)
+        self.sign(CertificateParams::new(Vec::new())?, user, groups, ExtendedKeyUsagePurpose::ClientAuth, year_after(LEAF_YEARS))
     }
 
     /// A node's certificate, PEM: for the key of the request, and whatever else that says is left out.
@@ -162,12 +165,18 @@ impl Pki {
         Ok(serde_yaml::to_string(&config)?)
     }
 
-    fn sign(&self, params: CertificateParams, name: &str, groups: &[&str], usage: ExtendedKeyUsagePurpose) -> anyhow::Result<Identity> {
-        let mut params = params;
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        name: &str,
+        groups: &[&str],
+        usage: ExtendedKeyUsagePurpose,
+        last_year: i32,
+    ) -> anyhow::Result<Identity> {
         set_subject(&mut params, name, groups);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
-        set_validity(&mut params, LEAF_YEARS);
+        set_validity(&mut params, last_year);
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer).with_context(|| format!("sign the certificate of {name}"))?;
         Ok(Identity { certificate: certificate.pem(), key: key.serialize_pem() })
@@ -188,15 +197,19 @@ fn authority_params() -> anyhow::Result<CertificateParams> {
     params.distinguished_name.push(DnType::CommonName, "edgectl-ca");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    set_validity(&mut params, AUTHORITY_YEARS);
+    set_validity(&mut params, year_after(AUTHORITY_YEARS));
     Ok(params)
 }
 
 /// From 1970 on: a board without a clock battery starts there, and must trust its cluster all the same.
-fn set_validity(params: &mut CertificateParams, years: i32) {
-    let this_year: i32 = Timestamp::now().to_string()[..4].parse().unwrap_or(1970);
+fn set_validity(params: &mut CertificateParams, last_year: i32) {
     params.not_before = date_time_ymd(1970, 1, 1);
-    params.not_after = date_time_ymd(this_year.max(2026) + years, 12, 31);
+    params.not_after = date_time_ymd(last_year, 12, 31);
+}
+
+fn year_after(years: i32) -> i32 {
+    let this_year: i32 = Timestamp::now().to_string()[..4].parse().unwrap_or(1970);
+    this_year.max(2026) + years
 }
 
 fn open_key(path: &PathBuf) -> anyhow::Result<KeyPair> {
