@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::Node;
 use crate::api::meta;
 use crate::base::file;
-use crate::base::time::Timestamp;
+use crate::base::time::{self, Timestamp};
 use crate::client::{Client, Query, certificate, kubeconfig};
 
 /// It is renewed when no more than this is left of it: a third of the year that the master gives. How long it has been good already it
@@ -25,6 +25,8 @@ const RENEW_LEFT: Duration = Duration::from_secs(365 * 24 * 3600 / 3);
 /// How often the master is asked what time it is, and how soon again after a failure.
 const INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const RETRY: Duration = Duration::from_secs(300);
+/// How far a board's clock may be off the master's before the latter is taken for it: what a clock that is set now and then drifts.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(60);
 
 /// Keeps the certificate fresh as long as the process lives.
 pub async fn keep(node: Rc<Node>) {
@@ -72,6 +74,17 @@ fn not_after(pem: &[u8]) -> Result<Timestamp> {
     let certificate = CertificateDer::from_pem_slice(pem).map_err(|error| anyhow!("read the certificate: {error}"))?;
     let (_, parsed) = X509Certificate::from_der(&certificate).context("read the certificate")?;
     Ok(Timestamp::from_seconds(parsed.validity().not_after.timestamp()))
+}
+
+/// Goes by the master's clock from here on, if the board's own is far off it: what the agent tells then has times that fit those of all
+/// others. To be done before any pod is looked at, for pods wait until a time.
+pub async fn follow_clock(client: &Client, node: &str) -> Result<()> {
+    let (theirs, ours) = (master_time(client).await?, Timestamp::now());
+    if theirs.since(ours).max(ours.since(theirs)) > CLOCK_TOLERANCE {
+        time::follow(theirs);
+        log::warn!("node={node} the clock of this board says {ours}: from here on it goes by the master's");
+    }
+    Ok(())
 }
 
 /// What time it is where certificates are judged.

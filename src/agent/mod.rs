@@ -215,6 +215,9 @@ async fn register(client: &Client, name: &str, ledger: &Ledger) -> Option<Value>
             log::warn!("node={name} {error:#}");
             Timer::after(RETRY).await;
         }
+        if let Err(error) = identity::follow_clock(client, name).await {
+            log::warn!("node={name} ask the master for the time: {error:#}");
+        }
         Some(pod_network(client, name).await)
     };
     let impatient = async {

@@ -2,7 +2,10 @@
 //! It never reads the clock behind the caller's back: only `Timestamp::now` does.
 
 use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::time::{ClockId, clock_gettime};
 
 /// An instant in UTC, in microseconds since 1970-01-01. Kubernetes' `Time` has seconds, its `MicroTime` microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -10,8 +13,34 @@ pub struct Timestamp(pub i64);
 
 const DAY_SECONDS: i64 = 86_400;
 
+/// The time when this machine was booted, in microseconds, by a clock that is better than its own; 0 as long as there is none. Together
+/// with the time since then it gives the time, whoever sets the machine's clock meanwhile.
+static BOOTED: AtomicI64 = AtomicI64::new(0);
+
+/// For a process that this one starts: what `set_booted` wants.
+pub fn booted() -> Option<i64> {
+    Some(BOOTED.load(Ordering::Relaxed)).filter(|booted| *booted != 0)
+}
+
+/// From here on `Timestamp::now` goes by it.
+pub fn set_booted(booted: i64) {
+    BOOTED.store(booted, Ordering::Relaxed);
+}
+
+/// From here on `Timestamp::now` goes by this, which is now: for a machine whose own clock says anything.
+pub fn follow(now: Timestamp) {
+    set_booted(now.0 - since_boot().as_micros() as i64);
+}
+
+fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has this clock since 2.6.39").into()
+}
+
 impl Timestamp {
     pub fn now() -> Self {
+        if let Some(booted) = booted() {
+            return Self(booted + since_boot().as_micros() as i64);
+        }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(since.as_micros() as i64)
     }

@@ -18,10 +18,10 @@ use smol::Async;
 use super::cgroup::Cgroup;
 use super::seal;
 use super::shim::protocol::{Arrived, Attach, Create, Exec, ExecUser, Inbox, Reply, Request, encode, send};
-use super::shim::{self, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
+use super::shim::{self, BOOTED, BUNDLE_CONFIG, COMPLAINTS, CONFIG, CONTAINERS, ROLE, SOCKET, STATE, WRITABLE};
 use super::spec::{Namespace, NamespaceKind, Root, Spec};
 use crate::base::file;
-use crate::base::time::Timestamp;
+use crate::base::time::{self, Timestamp};
 
 pub use super::shim::PodConfig;
 pub use super::shim::protocol::{AttachInput, Rootfs};
@@ -468,6 +468,7 @@ fn launch(folder: &Path, config: &PodConfig, program: &Path) -> Result<()> {
         let mut command = Command::new(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
         command.arg0("edgectl").arg(ROLE).arg(folder).env_clear().current_dir("/");
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(complaints);
+        command.envs(time::booted().map(|booted| (BOOTED, booted.to_string())));
         let status = command.status().context("execute the shim")?;
         if !status.success() {
             bail!("the shim ended with {status}{}", complaint(folder));

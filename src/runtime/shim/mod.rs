@@ -22,6 +22,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::base::time;
 use crate::sys::process::{Fork, clone3};
 pub use jobs::{CONFIG as BUNDLE_CONFIG, WRITABLE, remove_files};
 use protocol::Reply;
@@ -39,11 +40,17 @@ pub const CGROUP: &str = "shim";
 
 /// The first word of a shim's command line, the pod's folder being the second.
 pub const ROLE: &str = "shim";
+/// The variable of a shim that has `time::booted`, if its starter goes by that.
+pub const BOOTED: &str = "EDGECTL_BOOTED";
 
 /// The process that holds one pod; only the agent starts it. Its listening socket is standard input.
 pub fn main(folder: &Path) -> ExitCode {
     // Executed by a descriptor, it would be listed under its number. A name that cannot be set is no reason to stop.
     let _ = rustix::thread::set_name(c"edgectl");
+    // The containers' times and log lines are those of whoever started it.
+    if let Some(booted) = std::env::var(BOOTED).ok().and_then(|booted| booted.parse().ok()) {
+        time::set_booted(booted);
+    }
     match run(folder) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
