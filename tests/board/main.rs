@@ -72,11 +72,32 @@ fn a_board_with_systemd_is_a_master_until_it_is_reset() {
         run(Command::new("skopeo").args(["copy", "-q", &from, &to]));
     }
     std::fs::copy(tree().join("tests/board/systemd/story"), root.join("story")).unwrap();
-    run(Command::new("tests/board/make").args([X86_64.architecture, X86_64.kernel, env!("CARGO_BIN_EXE_edgectl")]).args([&folder, &root]));
-    let said = X86_64.boot(&folder, "boots=/sbin/init systemd.show_status=no");
-    let console = said.join("\n");
+    X86_64.make(Path::new(env!("CARGO_BIN_EXE_edgectl")), &folder, Some(&root));
+    let said = X86_64.boot(&folder, "boots=/sbin/init systemd.show_status=no", None);
     let count = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
-    assert!((count("ok "), count("not ok "), said.iter().any(|line| line == "the end")) == (STORY_CHECKS, 0, true), "{console}");
+    let is_whole = said.iter().any(|line| line == "the end");
+    assert!((count("ok "), count("not ok "), is_whole) == (STORY_CHECKS, 0, true), "{}", said.join("\n"));
+}
+
+#[test]
+fn boards_of_any_year_join_and_work() {
+    let folder = tree().join("target/board/clocks");
+    X86_64.make(Path::new(env!("CARGO_BIN_EXE_edgectl")), &folder, None);
+    let wire = Wire::new();
+    let said = thread::scope(|scope| {
+        let boot = |role| {
+            let (folder, wire) = (&folder, &wire);
+            scope.spawn(move || X86_64.boot(folder, &format!("script=/clocks role={role}"), Some(wire)))
+        };
+        // All are joined before one of them is judged: a guest that did not end is a panic in its thread.
+        ["master", "past", "future"].map(boot).map(|guest| guest.join())
+    });
+    let [master, past, future] = said.map(Result::unwrap);
+    judge("clocks", &master);
+    for (year, board) in [("1970", past), ("2040", future)] {
+        let joined = board.iter().any(|line| *line == format!("joined in {year}"));
+        assert!(joined && board.last().is_some_and(|line| line == "end"), "the board of {year}:\n{}", board.join("\n"));
+    }
 }
 
 fn run(command: &mut Command) {
@@ -96,29 +117,69 @@ fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-impl Guest {
-    /// Boots the guest with the program and demands that each of its cases held, and that none is missing.
-    fn check(&self, program: &Path) {
-        let folder = tree().join("target/board").join(self.architecture);
-        run(Command::new("tests/board/make").args([self.architecture, self.kernel]).args([program, &folder]));
-        let said = self.boot(&folder, "");
-        let console = said.join("\n");
-        let count = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
-        let cases = said.iter().find_map(|line| line.strip_prefix("cases ")?.parse::<usize>().ok());
-        let held = count("ok ") == cases.unwrap_or(0) && count("not ok ") == 0;
-        assert!(cases.is_some() && held && said.last().is_some_and(|line| line == "end"), "on {}:\n{console}", self.architecture);
+/// A network of three machines and nobody else: multicast in a namespace of its own.
+struct Wire(Machine);
+
+impl Wire {
+    fn new() -> Self {
+        let script = "ip link set lo up multicast on && ip route add 224.0.0.0/4 dev lo && echo && exec sleep 3600";
+        let mut process = Command::new("unshare").args(["-n", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        // It is there once the shell in it speaks.
+        std::io::Read::read_exact(process.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Self(Machine(process))
     }
 
-    /// What the guest says, line by line, until it has powered off. `more` goes onto the kernel's command line.
-    fn boot(&self, folder: &Path, more: &str) -> Vec<String> {
+    fn pid(&self) -> String {
+        self.0.0.id().to_string()
+    }
+}
+
+/// Each of the cases held, and none is missing.
+fn judge(what: &str, said: &[String]) {
+    let count = |start: &str| said.iter().filter(|line| line.starts_with(start)).count();
+    let cases = said.iter().find_map(|line| line.strip_prefix("cases ")?.parse::<usize>().ok());
+    let held = count("ok ") == cases.unwrap_or(0) && count("not ok ") == 0;
+    assert!(cases.is_some() && held && said.last().is_some_and(|line| line == "end"), "on {what}:\n{}", said.join("\n"));
+}
+
+impl Guest {
+    /// Boots the guest with the program and demands that each of its cases held.
+    fn check(&self, program: &Path) {
+        let folder = tree().join("target/board").join(self.architecture);
+        self.make(program, &folder, None);
+        judge(self.architecture, &self.boot(&folder, "script=/cases", None));
+    }
+
+    /// What the guest boots from; `root` is what its disk holds, if not busybox and the scripts.
+    fn make(&self, program: &Path, folder: &Path, root: Option<&Path>) {
+        run(Command::new("tests/board/make").args([self.architecture, self.kernel]).args([program, folder]).args(root));
+    }
+
+    /// What the guest says, line by line, until it has powered off. The disk is left as it was. `environment` is that of its script.
+    fn boot(&self, folder: &Path, environment: &str, wire: Option<&Wire>) -> Vec<String> {
         let path = |name: &str| folder.join(name).display().to_string();
-        let mut command = Command::new(self.qemu[0]);
+        let (mut command, role) = match wire {
+            None => (Command::new(self.qemu[0]), self.architecture),
+            Some(wire) => {
+                let mut command = Command::new("nsenter");
+                command.args(["-t", &wire.pid(), "-n", self.qemu[0]]);
+                (command, environment.rsplit('=').next().unwrap())
+            }
+        };
         command.args(&self.qemu[1..]);
-        command.args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-nic", "none", "-no-reboot"]);
+        command.args(["-accel", "tcg", "-smp", "2", "-m", "1024", "-no-reboot", "-snapshot"]);
+        if wire.is_some() {
+            // Each machine needs an address of its own on the wire.
+            let address = role.bytes().fold(0u8, u8::wrapping_add);
+            command.args(["-netdev", "socket,id=wire,mcast=230.0.0.1:9000,localaddr=127.0.0.1"]);
+            command.args(["-device", &format!("virtio-net-pci,netdev=wire,mac=52:54:00:00:00:{address:02x}")]);
+        } else {
+            command.args(["-nic", "none"]);
+        }
         command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
         command.args(["-drive", &format!("if=none,id=disk,format=raw,file={}", path("disk"))]);
         command.args(["-kernel", &path("kernel"), "-initrd", &path("initramfs")]);
-        command.args(["-append", &format!("console={} loglevel=3 panic=-1 {more}", self.console)]);
+        command.args(["-append", &format!("console={} loglevel=3 panic=-1 {environment}", self.console)]);
         let mut machine = Machine(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
         let console = BufReader::new(machine.0.stdout.take().unwrap());
         let (sender, lines) = channel();
@@ -133,11 +194,11 @@ impl Guest {
             match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains("reboot: Power down") => {}
                 Ok(line) => {
-                    println!("{}: {line}", self.architecture);
+                    println!("{role}: {line}");
                     said.push(line);
                 }
                 Err(RecvTimeoutError::Disconnected) => return said,
-                Err(RecvTimeoutError::Timeout) => panic!("{}: not within {DEADLINE:?}:\n{}", self.architecture, said.join("\n")),
+                Err(RecvTimeoutError::Timeout) => panic!("{role}: not within {DEADLINE:?}:\n{}", said.join("\n")),
             }
         }
     }
