@@ -43,6 +43,14 @@ impl Cidr {
         (offset < self.size()).then(|| Ipv4Addr::from(u32::from(self.address) + offset as u32))
     }
 
+    /// The least network that holds this one and the other.
+    pub fn joined(self, other: Self) -> Self {
+        let differ = u32::from(self.address) ^ u32::from(other.address);
+        let prefix = (differ.leading_zeros() as u8).min(self.prefix).min(other.prefix);
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        Self { address: Ipv4Addr::from(u32::from(self.address) & mask), prefix }
+    }
+
     pub fn contains(self, address: Ipv4Addr) -> bool {
         u32::from(address) & u32::from(self.mask()) == u32::from(self.address)
     }
@@ -69,6 +77,20 @@ impl fmt::Display for Cidr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_networks_lie_in_the_least_one_that_holds_both() {
+        for (one, other, both) in [
+            ("10.244.0.0/16", "10.244.7.0/24", "10.244.0.0/16"),
+            ("10.244.0.0/16", "10.245.0.0/24", "10.244.0.0/15"),
+            ("10.244.0.0/16", "10.224.3.0/24", "10.224.0.0/11"),
+            ("192.0.2.0/24", "10.0.0.0/8", "0.0.0.0/0"),
+            ("192.0.2.1/32", "192.0.2.1/32", "192.0.2.1/32"),
+        ] {
+            let parse = |text: &str| text.parse::<Cidr>().unwrap();
+            assert_eq!((parse(one).joined(parse(other)), parse(other).joined(parse(one))), (parse(both), parse(both)));
+        }
+    }
 
     #[test]
     fn networks_read_back_what_they_write() {

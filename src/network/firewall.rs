@@ -67,7 +67,7 @@ struct Change {
 }
 
 impl Rules {
-    pub fn desired<'a>(config: &NodeConfig, leases: impl Iterator<Item = &'a Lease>) -> Self {
+    pub fn desired<'a>(config: &NodeConfig, cluster_cidr: Cidr, leases: impl Iterator<Item = &'a Lease>) -> Self {
         let mut host_ports = BTreeSet::new();
         let addresses = (0..config.pod_cidr.size()).filter_map(|offset| config.pod_cidr.nth(offset));
         let hairpins = addresses.map(|address| Element { key: [address.octets(), address.octets()].concat(), value: Vec::new() }).collect();
@@ -81,7 +81,7 @@ impl Rules {
             }
         }
         let elements = [(HOST_PORTS.name.to_owned(), host_ports), (HAIRPINS.name.to_owned(), hairpins)].into();
-        Self { pod_cidr: config.pod_cidr, cluster_cidr: config.cluster_cidr, elements }
+        Self { pod_cidr: config.pod_cidr, cluster_cidr, elements }
     }
 
     /// The rules of each chain in their order, each with the comment that says all that it does.

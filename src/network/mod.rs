@@ -20,7 +20,7 @@ pub mod services;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -33,6 +33,8 @@ pub use pod::{AttachConfig, Attachment, HostPort, Protocol};
 /// The network of this node. One value per process; every method may be repeated, and repeating changes nothing.
 pub struct Network {
     config: NodeConfig,
+    /// Where the pods of all nodes have their addresses, as far as nodes are known.
+    cluster: Cell<Cidr>,
     leases: RefCell<lease::Leases>,
     pending: RefCell<services::Pending>,
     isolation: RefCell<Option<Arc<policy::Isolation>>>,
@@ -52,6 +54,7 @@ impl Network {
     pub fn open(config: NodeConfig) -> Result<Self> {
         let leases = lease::Leases::open(&config.lease_dir, config.pod_cidr)?;
         Ok(Self {
+            cluster: Cell::new(config.cluster_cidr.joined(config.pod_cidr)),
             config,
             leases: RefCell::new(leases),
             pending: RefCell::default(),

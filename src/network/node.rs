@@ -15,7 +15,8 @@ use super::netlink::{self, Link};
 use super::nftables::{self, Connection};
 use super::{Cidr, Network, firewall};
 
-/// What the agent says of its node. The addresses of pods on all nodes lie in `cluster_cidr`, those of this node in `pod_cidr`.
+/// What the agent says of its node. The addresses of pods on all nodes lie in `cluster_cidr`, which grows with the nodes, those of
+/// this node in `pod_cidr`.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     pub pod_cidr: Cidr,
@@ -114,7 +115,7 @@ impl Network {
     /// time: what was desired earlier must not be written later.
     pub(super) async fn apply_firewall(&self) -> Result<()> {
         let mut tables = self.tables.lock_arc().await;
-        let rules = firewall::Rules::desired(&self.config, self.leases.borrow().iter());
+        let rules = firewall::Rules::desired(&self.config, self.cluster.get(), self.leases.borrow().iter());
         let connection = Connection::open().context("open nf_tables socket")?;
         let changed = smol::unblock(move || -> Result<()> {
             if let Some(generation) = firewall::apply(&connection, &rules)? {

@@ -183,6 +183,12 @@ impl Network {
     /// # Errors
     /// What could not be done; the next call does it.
     pub async fn set_peers(&self, peers: &[Peer]) -> Result<()> {
+        let known = self.cluster.get();
+        let cluster = peers.iter().fold(known, |cluster, peer| cluster.joined(peer.pod_cidr));
+        if cluster != known {
+            self.cluster.set(cluster);
+            self.apply_firewall().await.inspect_err(|_| self.cluster.set(known))?;
+        }
         netlink::with(None, async |handle| {
             let uplink = uplink(handle, self.config.node_address).await?;
             let address = self.config.pod_cidr.address();

@@ -385,6 +385,21 @@ fn an_attach_that_fails_leaves_nothing_behind() {
 }
 
 #[test]
+fn pods_keep_their_addresses_on_the_way_to_nodes_beyond_the_first_256() {
+    let lab = Lab::new();
+    sh("ip link add up0 type bridge && ip address add 192.0.2.1/24 dev up0 && ip link set up0 up");
+    let mut network = lab.network();
+    network.config.node_address = Ipv4Addr::new(192, 0, 2, 1);
+    smol::block_on(network.setup()).unwrap();
+    let leave =
+        || sh("nft list table ip edgectl").lines().filter(|line| line.contains("masquerade")).map(str::to_owned).collect::<Vec<_>>();
+    assert!(leave().iter().any(|line| line.contains("10.244.0.0/16")), "{:?}", leave());
+    let peer = |pods: &str| Peer { pod_cidr: pods.parse().unwrap(), node_address: [192, 0, 2, 4].into() };
+    smol::block_on(network.set_peers(&[peer("10.245.0.0/24")])).unwrap();
+    assert!(leave().iter().any(|line| line.contains("10.244.0.0/15")), "{:?}", leave());
+}
+
+#[test]
 fn what_a_node_has_made_is_taken_away_and_what_others_have_made_stays() {
     let lab = Lab::new();
     sh("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
