@@ -40,8 +40,8 @@ pub struct Controller {
     nodes: &'static Resource,
     leases: &'static Resource,
     pods: &'static Resource,
-    /// When each node was last heard of, by our own clock: theirs may be years off.
-    heard: RefCell<HashMap<String, Timestamp>>,
+    /// When each node was last heard of, by our own clock, for theirs may be years off; and the lease that said so, by its revision.
+    heard: RefCell<HashMap<String, (Timestamp, u64)>>,
     /// Nodes that were ready when they were last noticed.
     well: RefCell<BTreeSet<String>>,
     queue: Queue<Name>,
@@ -108,8 +108,10 @@ impl Controller {
         let key = &notice.object.key;
         if notice.is(self.leases) && key.namespace == LEASES && !notice.is_deleted() {
             // A renewal is no work; who is silent is found when the node's time is up.
-            if let Some(heard) = self.heard.borrow_mut().get_mut(&key.name) {
-                *heard = self.shared.now();
+            // Where the log was lost, those are told of, too, who were silent since.
+            let revision = notice.object.revision;
+            if let Some(heard) = self.heard.borrow_mut().get_mut(&key.name).filter(|(_, last)| *last != revision) {
+                *heard = (self.shared.now(), revision);
             }
         } else if notice.is(self.nodes) {
             if notice.is_deleted() {
@@ -121,7 +123,7 @@ impl Controller {
             self.note(&key.name, is_ready(&node));
             let speaks = condition(&node, "Ready") != "Unknown";
             let mut heard = self.heard.borrow_mut();
-            let last = heard.entry(key.name.clone()).or_insert_with(|| self.shared.now());
+            let (last, _) = heard.entry(key.name.clone()).or_insert_with(|| (self.shared.now(), 0));
             if speaks && notice.change.is_some() {
                 *last = self.shared.now();
             }
@@ -144,7 +146,7 @@ impl Loop for Controller {
         let objects = self.shared.objects();
         let Some(object) = objects.store().get(&Key::new(self.nodes, "", &name.name)) else { return Ok(None) };
         let now = self.shared.now();
-        let heard = *self.heard.borrow_mut().entry(name.name.clone()).or_insert(now);
+        let (heard, _) = *self.heard.borrow_mut().entry(name.name.clone()).or_insert((now, 0));
         let silent = now.since(heard);
         let mut node = object.value();
         if silent >= self.grace && condition(&node, "Ready") != "Unknown" {

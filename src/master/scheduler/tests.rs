@@ -103,7 +103,7 @@ impl Cluster {
 
     async fn until_event(&self, reason: &str, message: &str) {
         let events = schema::resource("", "v1", "events").unwrap();
-        let mut watch = self.objects.store().watch_all(self.objects.store().revision()).unwrap();
+        let mut watch = self.objects.watch(events, None, self.objects.store().revision()).unwrap();
         while !self
             .objects
             .list(events, None)

@@ -295,7 +295,7 @@ impl Store {
         Watch::new(self.shared.clone(), Some(resource.stored_as()), namespace, Some(node), after)
     }
 
-    /// Changes of every resource after revision `after`.
+    /// Changes of every resource but events after revision `after`.
     ///
     /// # Errors
     /// [`Expired`] if some of them are no longer on the log.

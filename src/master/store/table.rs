@@ -8,10 +8,12 @@ use event_listener::Event as Wake;
 
 use super::{Change, Event, Object, Place};
 
-/// What the log of one resource may hold before it forgets the oldest change: the larger of this and an eighth of the
-/// resource's objects. What changes all the time (leases, events) has the smaller one, so that an idle cluster stays small.
+/// What the log of one resource may hold before it forgets the oldest change, at least. What changes all the time (leases, events) has the
+/// smaller one, so that an idle cluster stays small.
 pub const LOG_BYTES_MIN: usize = 1 << 20;
 const VOLATILE_LOG_BYTES_MIN: usize = 64 << 10;
+/// Up to here the log grows with the objects, for many objects change much; beyond it an eighth of them is enough.
+const LOG_BYTES_GROWN: usize = 8 << 20;
 
 pub struct Table {
     pub objects: BTreeMap<Place, Arc<Object>>,
@@ -111,9 +113,9 @@ impl Table {
             wakes.push(on_node.wake.clone());
         }
         self.log_bytes += event.object.bytes();
-        let least = if event.object.key.resource.volatile { VOLATILE_LOG_BYTES_MIN } else { LOG_BYTES_MIN };
+        let is_volatile = event.object.key.resource.volatile;
         self.log.push_back(event);
-        self.forget(least.max(self.objects_bytes / 8));
+        self.forget(log_limit(self.objects_bytes, is_volatile));
     }
 
     /// Forgets a node of which there is nothing, and that nobody follows.
@@ -139,6 +141,12 @@ impl Table {
             }
         }
     }
+}
+
+/// All of what is volatile changes within seconds: it may be on the log once.
+fn log_limit(objects_bytes: usize, is_volatile: bool) -> usize {
+    let (least, grown) = if is_volatile { (VOLATILE_LOG_BYTES_MIN, objects_bytes) } else { (LOG_BYTES_MIN, objects_bytes / 2) };
+    least.max(grown.min(LOG_BYTES_GROWN)).max(objects_bytes / 8)
 }
 
 /// The nodes that a change is about: where the pod is, and where it was.

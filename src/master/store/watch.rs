@@ -15,12 +15,12 @@ const TAKEN_MAX: usize = 256;
 
 pub struct Watch {
     shared: Arc<Shared>,
-    /// None: every resource.
+    /// None: every resource but events.
     resource: Option<&'static Resource>,
     namespace: Option<String>,
     /// Only what is about the pods of this node.
     node: Option<Box<str>>,
-    /// Of the resource or the node; none for every resource.
+    /// Of the resource or the node; none for all of them.
     wake: Option<Arc<Wake>>,
     /// All changes up to and with this revision are in `taken` or were given out.
     seen: u64,
@@ -124,7 +124,8 @@ impl Watch {
 
     fn take_from_all(&mut self, state: &State) -> Result<(), Expired> {
         let mut events = Vec::new();
-        for table in state.tables.values() {
+        // Events tell of other objects what their changes tell anyway, and there may be more of them than anybody can follow.
+        for (_, table) in state.tables.iter().filter(|((_, plural), _)| *plural != "events") {
             if self.seen < table.forgotten {
                 return Err(Expired);
             }
