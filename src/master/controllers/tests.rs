@@ -694,6 +694,12 @@ fn a_silent_node_is_unknown_and_tainted_until_it_speaks() {
         pass(Duration::from_secs(39));
         assert_eq!(world.nodes.sync(&name).await.unwrap(), Some(Duration::from_secs(1)));
         assert_eq!(taints(&world), Value::Null, "it renewed its lease");
+        // More changes than the log holds: all is told anew, the old lease too.
+        for number in 0..3 {
+            let data = json!({"k": "x".repeat(500 << 10)});
+            world.create("configmaps", json!({"metadata": {"name": format!("big-{number}")}, "data": data})).await;
+        }
+        world.settle().await;
         pass(Duration::from_secs(1));
         world.nodes.sync(&name).await.unwrap();
         world.settle().await;
