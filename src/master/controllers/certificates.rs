@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -39,7 +40,8 @@ pub struct Controller {
     pki: Rc<Pki>,
     requests: &'static Resource,
     nodes: &'static Resource,
-    /// By node: the key that was signed last, and when. One entry a node; forgotten with the process and with the Node.
+    /// By node: the key that was signed last, and when. One entry a node; forgotten with the Node. A process begins with what the one
+    /// before it has signed, as far as the requests are still kept.
     given: RefCell<HashMap<String, (Vec<u8>, Timestamp)>>,
     queue: Queue<Name>,
 }
@@ -56,11 +58,12 @@ enum Step {
 
 impl Controller {
     pub fn new(shared: &Rc<Shared>, pki: Rc<Pki>) -> Rc<Self> {
+        let requests = shared.resource("certificates.k8s.io", "v1", "certificatesigningrequests");
         let controller = Rc::new(Self {
             pki,
-            requests: shared.resource("certificates.k8s.io", "v1", "certificatesigningrequests"),
+            given: RefCell::new(given(&shared.objects().list(requests, None).0)),
+            requests,
             nodes: shared.resource("", "v1", "nodes"),
-            given: RefCell::default(),
             shared: shared.clone(),
             queue: Queue::new(),
         });
@@ -102,8 +105,7 @@ impl Controller {
     fn plan(&self, request: &Value) -> Step {
         let spec = &request["spec"];
         let has = |kind: &str| conditions(request).iter().any(|condition| condition["type"] == kind);
-        let is_signed = request["status"]["certificate"].as_str().is_some_and(|certificate| !certificate.is_empty());
-        if spec["signerName"] != SIGNER || is_signed || has("Denied") || has("Failed") {
+        if spec["signerName"] != SIGNER || is_signed(request) || has("Denied") || has("Failed") {
             return Step::Leave;
         }
         let approved = has("Approved");
@@ -200,6 +202,25 @@ impl Loop for Controller {
 
 fn conditions(request: &Value) -> &[Value] {
     request["status"]["conditions"].as_array().map_or(&[][..], Vec::as_slice)
+}
+
+fn is_signed(request: &Value) -> bool {
+    request["status"]["certificate"].as_str().is_some_and(|certificate| !certificate.is_empty())
+}
+
+/// Which key each node was given last, by the requests that were signed.
+fn given(requests: &[Arc<Object>]) -> HashMap<String, (Vec<u8>, Timestamp)> {
+    let mut given: HashMap<String, (Vec<u8>, Timestamp)> = HashMap::new();
+    for request in requests.iter().map(|request| request.value()) {
+        let approved = conditions(&request).iter().find(|condition| condition["type"] == "Approved");
+        let since = approved.and_then(|condition| condition["lastUpdateTime"].as_str()).and_then(Timestamp::parse);
+        let (Some(since), Ok(read)) = (since, read(&request["spec"])) else { continue };
+        let is_later = given.get(&read.name).is_none_or(|(_, known)| *known <= since);
+        if request["spec"]["signerName"] == SIGNER && is_signed(&request) && is_later {
+            given.insert(read.name.clone(), (read.public_key(), since));
+        }
+    }
+    given
 }
 
 /// A node that does not speak is Unknown after its grace period, the node controller sees to it.

@@ -1039,6 +1039,34 @@ fn a_name_that_is_taken_is_refused_until_its_node_is_gone() {
 }
 
 #[test]
+fn a_name_that_is_taken_is_refused_also_by_a_master_that_was_restarted() {
+    smol::block_on(async {
+        NOW.set(Timestamp::now());
+        let mut world = World::new();
+        let (first, second) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+        let ask = async |world: &World, request: &str, key: &rcgen::KeyPair| {
+            world.create(REQUESTS, node_request(request, "web", key, JOINING.0, JOINING.1)).await;
+            world.settle().await;
+            answered(world, request)
+        };
+        let (granted, denied) = (("Approved".to_owned(), true), ("Denied".to_owned(), false));
+        assert_eq!(ask(&world, "a", &first).await, granted);
+        world = world.restarted();
+        assert_eq!(ask(&world, "b", &second).await, denied, "the board that has the name has not registered yet");
+        assert_eq!(ask(&world, "c", &first).await, granted, "it asks again itself");
+
+        world.create("nodes", json!({"metadata": {"name": "web"}})).await;
+        pass(Duration::from_secs(60));
+        world = world.restarted();
+        assert_eq!(ask(&world, "d", &second).await, denied, "its node lives");
+        assert_eq!(ask(&world, "e", &first).await, granted, "it has the key of the node");
+        world.delete("nodes", "", "web", Propagation::Background).await;
+        world.settle().await;
+        assert_eq!(ask(&world, "f", &second).await, granted);
+    });
+}
+
+#[test]
 fn requests_that_are_decided_and_tokens_that_have_expired_are_removed() {
     use base64::Engine;
     smol::block_on(async {
