@@ -1078,7 +1078,6 @@ const RUNNING: &[&str] = &[
     "logs -l app=web two",
     "logs two -c a --prefix --timestamps",
     "logs two -f --request-timeout=2s",
-    "top node",
     "drain -l nosuch=label",
     "drain $(k get nodes -o jsonpath='{.items[0].metadata.name}') --dry-run=client",
     "drain $(k get nodes -o jsonpath='{.items[0].metadata.name}') --dry-run=client --force",
@@ -1086,7 +1085,6 @@ const RUNNING: &[&str] = &[
 ];
 
 const RUNNING_OTHERWISE: &[(&str, i32, &str, &str)] = &[
-    ("top node", 1, "kubectl's \"top\" is not among the commands of edgectl", "there are no metrics"),
     ("logs two --since-time=x", 1, "sinceTime \"x\" is no RFC 3339 time", "kubectl shows how Go writes a time"),
     ("logs two -f --request-timeout=2s", 1, "the log of two/b is not over", "kubectl names a client of Go"),
 ];
