@@ -227,7 +227,7 @@ impl Store {
         };
         state.started = state.revision;
         for table in state.tables.values_mut() {
-            table.forgotten = state.started;
+            table.begin(state.started);
         }
         let shared = Arc::new(Shared { state: RwLock::new(state), wake: Wake::new() });
         let (writer, requests) = smol::channel::bounded(WRITES_QUEUED_MAX);
@@ -459,7 +459,9 @@ mod tests {
         smol::block_on(async {
             let store = Store::open(Some(&path)).unwrap();
             store.commit(vec![create(config_maps(), "a"), create(leases(), "l")]).await.unwrap();
-            store.commit(vec![create(config_maps(), "b")]).await.unwrap();
+            let pods = schema::resource("", "v1", "pods").unwrap();
+            let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "p"}, "spec": {"nodeName": "a"}});
+            store.commit(vec![create(config_maps(), "b"), Write::Create { key: key(pods, "p"), value: pod }]).await.unwrap();
             let last = store.revision();
             drop(store);
             let store = open_when_free(&path);
@@ -468,6 +470,8 @@ mod tests {
             assert_eq!(names, ["a", "b"]);
             assert!(store.list(leases(), None).0.is_empty());
             assert_eq!(store.watch(config_maps(), None, last - 1).err(), Some(Expired));
+            assert_eq!(store.watch_on_node(pods, None, "a", last - 1).err(), Some(Expired), "a node that has pods");
+            assert_eq!(store.watch_on_node(pods, None, "b", last - 1).err(), Some(Expired), "and one that has none");
             let made = store.commit(vec![create(config_maps(), "c")]).await.unwrap();
             assert!(made[0].revision > last);
         });

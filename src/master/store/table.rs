@@ -52,6 +52,12 @@ impl Table {
         }
     }
 
+    /// What was read from disk is there, and nothing is known of how it came about.
+    pub fn begin(&mut self, revision: u64) {
+        self.forgotten = revision;
+        self.nodes.values_mut().for_each(|on_node| on_node.forgotten = revision);
+    }
+
     /// The objects of a node.
     pub fn on_node(&self, node: &str) -> &[Arc<Object>] {
         self.nodes.get(node).map_or(&[], |on_node| &on_node.objects)
