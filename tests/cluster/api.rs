@@ -25,7 +25,7 @@ impl Master {
         let kubectl = kubectl(suite);
         let folder = std::env::temp_dir().join(format!("edgectl-test-{topic}-{suite}-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
-        let script = "ip link set lo up && ip address add 192.0.2.1/24 dev lo && exec \"$0\" master --root \"$1\" --name board-1";
+        let script = "ip link set lo up && ip link add up0 type bridge && ip address add 192.0.2.1/24 dev up0 && ip link set up0 up && exec \"$0\" master --root \"$1\" --name board-1";
         let process = Command::new("unshare")
             .args(["--net", "sh", "-c", script, env!("CARGO_BIN_EXE_edgectl")])
             .arg(&folder)
