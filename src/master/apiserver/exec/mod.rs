@@ -10,6 +10,7 @@ use hyper::http::request::Parts;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper::{Request, Response};
 use serde_json::Value;
+use smol::Timer;
 use smol::channel::{self, Sender};
 
 use super::logs;
@@ -95,6 +96,7 @@ async fn relay(connection: Upgraded, asked: impl Future<Output = Result<Messages
         Err(refusal) => {
             sender.send(refusal).await?;
             sender.close().await;
+            hear_out(&mut receiver).await;
             return Ok(());
         }
     };
@@ -113,9 +115,21 @@ async fn relay(connection: Upgraded, asked: impl Future<Output = Result<Messages
             sender.send(message).await?;
         }
         sender.close().await;
-        Ok(())
+        anyhow::Ok(())
     };
-    down.or(up).await
+    down.or(up).await?;
+    hear_out(&mut receiver).await;
+    Ok(())
+}
+
+/// Waits until the client has closed, too: with what it still says unread, the kernel would reset the connection, and what it was told last
+/// would be lost on its way (RFC 1122, 4.2.2.13).
+async fn hear_out(receiver: &mut websocket::Receiver) {
+    let closed = async { while let Ok(Some(_)) = receiver.next().await {} };
+    let late = async {
+        Timer::after(spdy::GOODBYE_TIMEOUT).await;
+    };
+    closed.or(late).await;
 }
 
 /// Frames of a request's body.

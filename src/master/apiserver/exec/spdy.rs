@@ -23,7 +23,7 @@ pub const PROTOCOLS: [&str; 4] = ["v4.channel.k8s.io", "v3.channel.k8s.io", "v2.
 
 /// How long the client may take to open its streams, and to hang up when all is said.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A window's size takes some thirty.
 const RESIZE_BYTES_MAX: usize = 1 << 10;
 
