@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_lite::future;
+use futures_lite::{FutureExt, future};
 use serde_json::{Value, json};
 use smol::Timer;
 
@@ -17,6 +17,8 @@ use crate::network::Peer;
 
 /// Pause before ways that could not be made are tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often it is looked whether the ways are still there: with a link that goes down the kernel forgets them, and says it to nobody here.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Follows the cluster's nodes, for ever.
 pub async fn follow(node: Rc<Node>) {
@@ -24,7 +26,17 @@ pub async fn follow(node: Rc<Node>) {
     let mut known: BTreeMap<String, Peer> = BTreeMap::new();
     let mut done: Option<Vec<Peer>> = None;
     loop {
-        let mut next = Some(feed.next().await);
+        let heard = async { Some(feed.next().await) };
+        let unheard = async {
+            Timer::after(CHECK_INTERVAL).await;
+            None
+        };
+        let mut next = heard.or(unheard).await;
+        let is_check = next.is_none();
+        // Nothing is known yet: the ways of an agent before this one stay.
+        if is_check && done.is_none() {
+            continue;
+        }
         while let Some(event) = next {
             // The master gave this node up while it could not be heard: it has to say anew how it is.
             if is_doubted(&event, &node.facts.node_name) {
@@ -35,12 +47,20 @@ pub async fn follow(node: Rc<Node>) {
         }
         let peers: Vec<Peer> = known.iter().filter(|(name, _)| **name != node.facts.node_name).map(|(_, peer)| *peer).collect();
         // Most of what nodes have to say is that they are well.
-        if done.as_ref() == Some(&peers) {
+        let is_known = done.as_ref() == Some(&peers);
+        if is_known && !is_check {
             continue;
         }
+        let mut is_told = false;
         while let Err(error) = node.network.set_peers(&peers).await {
-            log::error!("{error:#}");
+            // Once: it lasts as long as the link is down.
+            if !std::mem::replace(&mut is_told, true) {
+                log::error!("{error:#}");
+            }
             Timer::after(RETRY).await;
+        }
+        if is_known {
+            continue;
         }
         log::info!("node={} reaches the pods of {} other nodes", node.facts.node_name, peers.len());
         done = Some(peers);
