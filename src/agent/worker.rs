@@ -350,32 +350,28 @@ impl Worker {
 
     /// What `status` has of the containers.
     fn recall_containers(&mut self, status: &Value) {
-        for field in ["initContainerStatuses", "containerStatuses"] {
-            for status in status[field].as_array().into_iter().flatten() {
-                let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
-                known.restarts = status["restartCount"].as_u64().unwrap_or(0) as u32;
-                known.image = status["image"].as_str().unwrap_or_default().to_owned();
-                known.image_id = status["imageID"].as_str().unwrap_or_default().to_owned();
-                known.last = recalled_exit(&status["lastState"]["terminated"]);
-                if let Some(exit) = recalled_exit(&status["state"]["terminated"]) {
-                    known.id = exit.id.clone();
-                    known.state = ContainerState::Exited(exit);
-                }
+        for status in container_statuses(status) {
+            let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
+            known.restarts = status["restartCount"].as_u64().unwrap_or(0) as u32;
+            known.image = status["image"].as_str().unwrap_or_default().to_owned();
+            known.image_id = status["imageID"].as_str().unwrap_or_default().to_owned();
+            known.last = recalled_exit(&status["lastState"]["terminated"]);
+            if let Some(exit) = recalled_exit(&status["state"]["terminated"]) {
+                known.id = exit.id.clone();
+                known.state = ContainerState::Exited(exit);
             }
         }
     }
 
     /// Which containers ran by `status`. One that waited for its next run has had one, too.
     fn recall_running(&mut self, status: &Value) {
-        for field in ["initContainerStatuses", "containerStatuses"] {
-            for status in status[field].as_array().into_iter().flatten() {
-                let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
-                if let Some(since) = status["state"]["running"]["startedAt"].as_str().and_then(Timestamp::parse) {
-                    known.state = ContainerState::Running { since };
-                }
-                if known.id.is_empty() {
-                    known.id = runtime_id(&status["containerID"]);
-                }
+        for status in container_statuses(status) {
+            let Some(known) = status["name"].as_str().and_then(|name| self.record.containers.get_mut(name)) else { continue };
+            if let Some(since) = status["state"]["running"]["startedAt"].as_str().and_then(Timestamp::parse) {
+                known.state = ContainerState::Running { since };
+            }
+            if known.id.is_empty() {
+                known.id = runtime_id(&status["containerID"]);
             }
         }
     }
@@ -885,6 +881,11 @@ fn recalled_exit(terminated: &Value) -> Option<Exit> {
         message: terminated["message"].as_str().unwrap_or_default().to_owned(),
         id: runtime_id(&terminated["containerID"]),
     })
+}
+
+/// What a pod's status has of each container, init containers first.
+fn container_statuses(status: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainerStatuses", "containerStatuses"].into_iter().flat_map(|field| status[field].as_array().into_iter().flatten())
 }
 
 /// A `containerID` of the API as the runtime names it.

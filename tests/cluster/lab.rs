@@ -103,15 +103,11 @@ impl Lab {
     }
 
     pub fn find_init_of(&self, number: u8) -> Option<i32> {
-        let group = format!("/edgectl-{}/{}", self.name, self.node_of(number));
         let is_init = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let is_first =
-                status.lines().any(|line| line.starts_with("NSpid:") && line.split_whitespace().count() == 3 && line.ends_with("\t1"));
-            let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            is_first && groups.lines().any(|line| line.ends_with(&group) || line.contains(&format!("{group}/")))
+            status.lines().any(|line| line.starts_with("NSpid:") && line.split_whitespace().count() == 3 && line.ends_with("\t1"))
         };
-        self.processes().into_iter().find(is_init)
+        self.processes_of(number).into_iter().find(is_init)
     }
 
     /// The first node's folder, as `--root` wants it.
